@@ -1,0 +1,1 @@
+"""PyLate's targets, as data; read by the host without importing PyLate."""

@@ -1,0 +1,1 @@
+"""Fused late-interaction kernels behind the libraries that you already use."""

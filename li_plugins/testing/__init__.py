@@ -1,0 +1,1 @@
+"""What adapters and tests share: the oracle, the conformance suite and the pytest plugin."""

@@ -1,0 +1,1 @@
+"""A pytest plugin that turns a silent fallback red."""
