@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from pluggy import HookimplMarker
 
-__all__ = ["Adapter", "Decline", "Kernel", "Support", "Target", "hookimpl", "kernel_providers"]
+__all__ = ["Adapter", "Decline", "Kernel", "Support", "Target", "hookimpl", "kernel_providers", "kernel_rankers"]
 
 hookimpl = HookimplMarker("li_plugins")
 """Marks a function of a plugin module as the implementation of the hook of the same name."""
@@ -150,3 +151,7 @@ class Kernel:
 
 kernel_providers: list[Callable[[], Iterable[Kernel]]] = []
 """Callables that return kernels of plugins; the host fills it, the registry of the operations reads it."""
+
+kernel_rankers: list[Callable[[str, Any, Sequence[Kernel]], Sequence[Kernel] | None]] = []
+"""Callables ``(op, request, kernels)`` that reorder or drop candidates or return ``None`` (no opinion); filled by the
+host with the plugins' ``li_plugins_rank_kernels``, asked by the dispatcher once per plan. The first answer wins."""
