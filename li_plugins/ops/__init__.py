@@ -1,1 +1,26 @@
-"""Operations of late interaction, each with a reference and several kernels behind one torch op."""
+"""Operations of late interaction, each with a reference and several kernels behind one torch op.
+
+``li_plugins.ops.maxsim`` is the function. The package of the same name is reached by
+``from li_plugins.ops.maxsim.problem import Problem`` and ``importlib.import_module``; only
+``import li_plugins.ops.maxsim.problem as name`` meets the function instead.
+"""
+
+from li_plugins.ops.masks import MaskRule
+from li_plugins.ops.maxsim import (
+    explain_maxsim,
+    explain_maxsim_packed,
+    maxsim,
+    maxsim_packed,
+    supports_maxsim,
+    supports_maxsim_packed,
+)
+
+__all__ = [
+    "MaskRule",
+    "explain_maxsim",
+    "explain_maxsim_packed",
+    "maxsim",
+    "maxsim_packed",
+    "supports_maxsim",
+    "supports_maxsim_packed",
+]

@@ -1,0 +1,81 @@
+"""Which kernels there are for each operation: the built-in rows and those of plugins."""
+
+from __future__ import annotations
+
+import logging
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
+
+from li_plugins import api
+from li_plugins.api import Kernel, Support
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger("li_plugins.ops")
+
+BUILTIN = (
+    Kernel(
+        op="maxsim",
+        name="triton",
+        load="li_plugins.ops.maxsim.triton_kernel:KERNEL",
+        devices=("cuda",),
+        dtypes=("float16", "bfloat16", "float32"),
+        arch=(80, 129),
+        priority=100,
+    ),
+    Kernel(
+        op="maxsim",
+        name="blocked",
+        load="li_plugins.ops.maxsim.cpu:KERNEL",
+        devices=("cpu", "cuda"),
+        dtypes=("float16", "bfloat16", "float32", "float64"),
+        priority=0,
+    ),
+    Kernel(
+        op="maxsim",
+        name="reference",
+        load="li_plugins.ops.maxsim.reference:KERNEL",
+        devices=("cpu", "cuda"),
+        dtypes=("float16", "bfloat16", "float32", "float64"),
+        priority=-100,
+    ),
+)
+
+
+class Implementation(Protocol):
+    """What ``Kernel.load`` names; ``problem`` is the operation's own (``li_plugins.ops.maxsim.problem.Problem``)."""
+
+    def supports(self, problem: Any) -> Support:
+        """Say whether this kernel serves the problem, from metadata alone."""
+
+    def forward(self, problem: Any, want_winners: bool) -> tuple[Tensor, Tensor | None]:
+        """Return the scores, and what the backward needs if it is wanted."""
+
+    def backward(
+        self, problem: Any, grad_scores: Tensor, winners: Tensor, need_queries: bool, need_documents: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients that are needed, in the dtype and shape of the inputs."""
+
+
+def kernels(op: str) -> list[Kernel]:
+    """Return the kernels of ``op``, best first; a plugin that fails to list its own is left out and logged."""
+    rows = [kernel for kernel in BUILTIN if kernel.op == op]
+    for provider in api.kernel_providers:
+        try:
+            rows += [kernel for kernel in provider() if kernel.op == op]
+        except Exception:  # a stranger's code: whatever it raises must not take the built-in kernels away
+            logger.exception("li-plugins: %r failed to list its kernels; they are left out", provider)
+    return sorted(rows, key=lambda kernel: -kernel.priority)
+
+
+def load(kernel: Kernel) -> Implementation:
+    """Import what ``kernel.load`` names.
+
+    Raises
+    ------
+    Exception
+        Whatever the import raises; the dispatcher turns it into the reason why the kernel was rejected.
+    """
+    module, _, attribute = kernel.load.partition(":")
+    return getattr(import_module(module), attribute)
