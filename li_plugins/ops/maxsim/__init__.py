@@ -168,8 +168,13 @@ def supports_maxsim_packed(
     floor: Tensor | None = None,
     mask_rule: MaskRule = MaskRule.NONE,
     out_dtype: torch.dtype | None = None,
+    max_query_length: int | None = None,
+    max_document_length: int | None = None,
 ) -> Support:
-    """Say whether ``maxsim_packed`` would serve these arguments and by which kernel, from metadata alone."""
+    """Say whether ``maxsim_packed`` would serve these arguments and by which kernel, from metadata alone.
+
+    A maximal length that is not given counts as 0 here: reading it would wait for the device.
+    """
     try:
         problem = contract.packed(
             queries,
@@ -182,8 +187,8 @@ def supports_maxsim_packed(
             floor,
             mask_rule,
             out_dtype,
-            max_query_length=0,
-            max_document_length=0,
+            0 if max_query_length is None else max_query_length,
+            0 if max_document_length is None else max_document_length,
         )
     except BadInput as refusal:
         return Support(False, str(refusal))
