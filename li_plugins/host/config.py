@@ -36,7 +36,8 @@ VARIABLES = (
         "LI_PLUGINS_STRICT",
         "`1`, `0`",
         "`0`",
-        "Raises where a broken plugin, a refused patch or a kernel that does not compile would be reported and skipped.",
+        "Raises where a broken plugin, a refused patch or a kernel that does not compile would be reported and "
+        "skipped.",
     ),
     Variable(
         "LI_PLUGINS_UNTESTED",

@@ -23,7 +23,7 @@ def discover() -> Discovery:
 
 
 def reasons(discovery: Discovery) -> dict[str, str]:
-    return {plugin: reason for plugin, reason in discovery.broken}
+    return dict(discovery.broken)
 
 
 def test_adapters_are_found_without_importing_library_or_replacements(site):
@@ -47,9 +47,15 @@ BROKEN = {
     "no_list": ("@hookimpl\ndef li_plugins_adapters(): return 3", "TypeError"),
     "no_adapter": ("@hookimpl\ndef li_plugins_adapters(): return [{'name': 'x'}]", "must return Adapter objects"),
     "generator": ("@hookimpl\ndef li_plugins_adapters():\n    yield Adapter('x', 'x', [])\n    1 / 0", "ZeroDivision"),
-    "bad_requirement": ("@hookimpl\ndef li_plugins_adapters(): return [Adapter('x', 'x >>> 1', [])]", "requires 'x >>>"),
+    "bad_requirement": (
+        "@hookimpl\ndef li_plugins_adapters(): return [Adapter('x', 'x >>> 1', [])]",
+        "requires 'x >>>",
+    ),
     "bad_target": ("@hookimpl\ndef li_plugins_adapters(): return [Adapter('x', 'x', ['x:f'])]", "must be Target"),
-    "bad_path": ("@hookimpl\ndef li_plugins_adapters(): return [Adapter('x', 'x', [Target('x.f', 'y:f')])]", "must read"),
+    "bad_path": (
+        "@hookimpl\ndef li_plugins_adapters(): return [Adapter('x', 'x', [Target('x.f', 'y:f')])]",
+        "must read",
+    ),
     "bad_versions": (
         "@hookimpl\ndef li_plugins_adapters(): return [Adapter('x', 'x', [Target('x:f', 'y:f', versions='new')])]",
         "versions 'new'",
