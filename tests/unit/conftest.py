@@ -22,6 +22,9 @@ class Scorer:
         return ("library", x)
 """
 
+BODIES = {"score": {"1.5": "7ba63937"}, "call": {"1.5": "4672e0c6"}}
+"""Fingerprints of ``LIBRARY``'s functions."""
+
 REPLACEMENTS = """
 from li_plugins.api import Decline
 
@@ -72,24 +75,31 @@ class Site:
         self.module(f"{name}_plugin", "from li_plugins.api import Adapter, Kernel, Target, hookimpl\n" + dedent(source))
         self.distribution(f"{name}-plugin", entry_points={name: f"{name}_plugin"})
 
-    def adapter(self, name: str = "fake", *, requires: str = "", targets: str = "", version: str = "1.5") -> None:
+    def adapter(
+        self,
+        name: str = "fake",
+        *,
+        requires: str = "",
+        targets: str = "",
+        version: str = "1.5",
+        library: str = LIBRARY,
+        replacements: str = REPLACEMENTS,
+    ) -> None:
         """Write a library called ``<name>lib`` with an adapter ``name`` for it, distributions included.
 
         By default it has the targets ``score``, with a dry run, and ``Scorer.__call__`` in ``<name>lib.scores``.
         """
-        self.module(f"{name}lib.scores", LIBRARY)
+        self.module(f"{name}lib.scores", library)
         self.distribution(f"{name}lib", version)
-        self.module(f"{name}_replacements", REPLACEMENTS)
+        self.module(f"{name}_replacements", replacements)
         targets = targets or (
-            f'Target("{name}lib.scores:score", "{name}_replacements:score", bodies=ANY,'
+            f'Target("{name}lib.scores:score", "{name}_replacements:score", bodies={BODIES["score"]},'
             f' explain="{name}_replacements:explain_score"),'
-            f'Target("{name}lib.scores:Scorer.__call__", "{name}_replacements:call", bodies=ANY)'
+            f'Target("{name}lib.scores:Scorer.__call__", "{name}_replacements:call", bodies={BODIES["call"]})'
         )
         self.plugin(
             name,
             f"""
-            ANY = {BODIES!r}
-
             @hookimpl
             def li_plugins_adapters():
                 return [Adapter("{name}", "{requires or name + "lib>=1,<2"}", [{targets}])]
