@@ -1,0 +1,295 @@
+"""The command line: ``li-plugins``, the same as ``python -m li_plugins``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from li_plugins.errors import BadInput, LiPluginsError, UnknownAdapter
+
+if TYPE_CHECKING:
+    from li_plugins.host.session import Session
+
+SOMETHING_WRONG, BAD_USAGE = 1, 2
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="li-plugins", prog_name="li-plugins", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Fused late-interaction kernels behind the libraries that you already use."""
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(as_json: bool) -> int:
+    """Show what a program started in this environment would patch; imports no library."""
+    found = _session_of_this_environment().status()
+    _show(found, found.to_dict(), as_json)
+    return SOMETHING_WRONG if found.failures else 0
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--import", "imports", is_flag=True, help="Import the libraries and patch them for real; slow.")
+def doctor(as_json: bool, imports: bool) -> int:
+    """Show versions, GPU, libraries, refused patches, broken plugins, variables, and what to do.
+
+    Without --import the bodies of the targets are read from the installed files, and nothing is imported. The exit
+    code is 1 when a patch is refused or a plugin is broken.
+    """
+    from li_plugins.host.doctor import examine
+
+    found = examine(_session_of_this_environment(), imports=imports)
+    _show(found, found.to_dict(), as_json)
+    return 0 if found.healthy else SOMETHING_WRONG
+
+
+@dataclass(frozen=True)
+class Program:
+    """A script or module with its arguments, to be run as ``python`` would run it."""
+
+    name: str
+    arguments: tuple[str, ...]
+    is_module: bool
+
+    def run(self) -> None:
+        """Run it as ``__main__``; ``sys.argv`` and ``sys.path[0]`` are what ``python`` would give it."""
+        import runpy
+
+        sys.argv = [self.name, *self.arguments]
+        # `-P`, `-I` and PYTHONSAFEPATH (3.11) put nothing in front of the path, so there is nothing to replace.
+        if not getattr(sys.flags, "safe_path", False) and not sys.flags.isolated:
+            sys.path[0] = os.getcwd() if self.is_module else os.path.dirname(os.path.realpath(self.name))
+        if self.is_module:
+            runpy.run_module(self.name, run_name="__main__", alter_sys=True)
+        elif os.path.isfile(self.name):
+            runpy.run_path(self.name, run_name="__main__")
+        else:
+            del sys.path[0]  # runpy puts the folder itself there
+            runpy.run_path(os.path.abspath(self.name), run_name="__main__")
+
+
+@cli.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    options_metavar="[--adapters NAMES] [-m]",
+)
+@click.option("--adapters", metavar="NAMES", help="Adapters to enable, separated by commas; all by default.")
+@click.option("-m", "is_module", is_flag=True, help="Run a module, as `python -m` does.")
+@click.argument("program")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def run(adapters: str | None, is_module: bool, program: str, arguments: tuple[str, ...]) -> Program:
+    """Enable the adapters, here and in child processes, and run PROGRAM as python would.
+
+    LI_PLUGINS=0 in the environment still keeps everything off.
+    """
+    if not is_module and not os.path.exists(program):
+        raise click.UsageError(f"there is no file {program!r}; to run a module say: run -m {program}")
+    from li_plugins.host.config import Config
+    from li_plugins.host.session import SESSION
+
+    if Config.read().switch != "off":
+        names = None if adapters is None else [name.strip() for name in adapters.split(",") if name.strip()]
+        SESSION.enable(names)  # an unknown name ends here, before the environment is touched
+        os.environ["LI_PLUGINS"] = "1" if names is None else ",".join(names)
+    return Program(program, arguments, is_module)
+
+
+@cli.command()
+@click.argument("target", metavar="MODULE:NAME")
+@click.argument("settings", metavar="[PARAMETER=VALUE]...", nargs=-1)
+@click.option("--queries", metavar="SHAPE", help="Shape of the first parameter named queries...: 4,32,128")
+@click.option("--documents", metavar="SHAPE", help="Shape of the first parameter named documents...: 8,180,128")
+@click.option("--dtype", default="float32", show_default=True, help="Dtype of the embeddings.")
+@click.option("--device", help="Device of the tensors; the GPU if there is one.")
+@click.option("--grad", is_flag=True, help="The embeddings require a gradient.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def explain(
+    target: str,
+    settings: tuple[str, ...],
+    queries: str | None,
+    documents: str | None,
+    dtype: str,
+    device: str | None,
+    grad: bool,
+    as_json: bool,
+) -> int:
+    r"""Import and patch a library, and tell which kernel a call of one function would run, and why.
+
+    Nothing is computed. Other parameters are shapes or Python literals: documents_mask=8x180 backend="'torch'".
+    Masks are boolean tensors. Example:
+
+    \b
+    li-plugins explain pylate.scores.colbert:colbert_scores \
+        --queries 4,32,128 --documents 8,180,128 --dtype bfloat16
+    """
+    from li_plugins.host.explain import explain as explain_call
+    from li_plugins.host.names import load
+    from li_plugins.host.session import SESSION
+
+    _check_path(target)
+    names = [desk.adapter.name for desk in SESSION.desks() for item in desk.adapter.targets if item.path == target]
+    if not names:
+        raise click.BadParameter(f"no adapter names {target}; see `li-plugins doctor`", param_hint="MODULE:NAME")
+    SESSION.enable(names)
+    try:
+        function = load(target)
+    except (ImportError, AttributeError) as error:
+        raise click.ClickException(f"{target} is not there: {type(error).__name__}: {error}") from error
+    shapes = {"queries": queries, "documents": documents}
+    arguments = _arguments(function, {k: v for k, v in shapes.items() if v}, settings, dtype, device, grad)
+    found = explain_call(SESSION, function, (), arguments)
+    _show(str(found), found.to_dict(), as_json)
+    return 0 if found.state == "patched" else SOMETHING_WRONG
+
+
+def _arguments(
+    function: Any, shapes: dict[str, str], settings: tuple[str, ...], dtype: str, device: str | None, grad: bool
+) -> dict[str, Any]:
+    """Build the call: tensors of the shapes that were given, literals as they are."""
+    import ast
+    import inspect
+    import re
+
+    parameters = inspect.signature(function).parameters
+    values: dict[str, str] = {}
+    for start, shape in shapes.items():
+        name = next((name for name in parameters if name.startswith(start)), None)
+        if name is None:
+            raise click.UsageError(f"no parameter begins with {start!r}; there are: {', '.join(parameters)}")
+        values[name] = shape
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or name not in parameters:
+            raise click.UsageError(f"{setting!r} is not PARAMETER=VALUE with one of: {', '.join(parameters)}")
+        values[name] = value
+    if not values:
+        return {}
+
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype):
+        raise click.BadParameter(f"{dtype!r} is not a dtype of torch", param_hint="--dtype")
+
+    def tensor(name: str, shape: str) -> torch.Tensor:
+        sizes = [int(size) for size in re.split("[,x]", shape)]
+        if name.endswith("mask"):
+            return torch.ones(sizes, dtype=torch.bool, device=device)
+        return torch.empty(sizes, dtype=kind, device=device, requires_grad=grad and kind.is_floating_point)
+
+    is_shape = re.compile(r"\d+([,x]\d+)+").fullmatch
+    try:
+        built = {name: tensor(name, value) if is_shape(value) else ast.literal_eval(value)
+                 for name, value in values.items()}  # fmt: skip
+    except (ValueError, SyntaxError) as error:
+        raise click.UsageError(f"a value is neither a shape nor a Python literal: {error}") from error
+    try:
+        inspect.signature(function).bind(**built)
+    except TypeError as error:
+        raise click.UsageError(
+            f"{error}; a method is explained in Python: li_plugins.explain(it.method, ...)"
+        ) from error
+    return built
+
+
+@cli.command()
+@click.argument("what", metavar="ADAPTER|MODULE:NAME")
+def fingerprint(what: str) -> int:
+    """Import a library and print the fingerprints of its targets beside the known ones.
+
+    The exit code is 1 when a body is not known.
+    """
+    from li_plugins.host.bodies import known_bodies
+    from li_plugins.host.session import SESSION
+
+    desks = {desk.adapter.name: desk for desk in SESSION.desks()}
+    bodies = {name: {path: known for target in desk.adapter.targets for path, known in known_bodies(target).items()}
+              for name, desk in desks.items()}  # fmt: skip
+    if ":" in what:
+        _check_path(what)
+        return _print_fingerprint(what, next((known[what] for known in bodies.values() if what in known), {}))
+    if what not in desks:
+        raise UnknownAdapter(what, desks)
+    desk = desks[what]
+    click.echo(f"{what}: tested {desk.adapter.requires}, installed {desk.release.version or 'nothing'}")
+    if desk.release.state == "absent":
+        return SOMETHING_WRONG
+    here = {path for seat in desk.seats for path in known_bodies(seat.target)}
+    return max([_print_fingerprint(path, known) for path, known in bodies[what].items() if path in here], default=0)
+
+
+def _print_fingerprint(path: str, known: Mapping[str, str]) -> int:
+    from li_plugins.host.bodies import describe
+    from li_plugins.host.fingerprint import fingerprint
+    from li_plugins.host.names import load
+    from li_plugins.host.patch import original
+
+    try:
+        found = fingerprint(original(load(path)))
+    except (ImportError, AttributeError, BadInput) as error:  # not in this release, or nothing to read
+        click.echo(f"{path}  none  {type(error).__name__}: {error}")
+        return SOMETHING_WRONG
+    if not known:
+        click.echo(f"{path}  {found}  no adapter lists a body of it")
+        return 0
+    if found not in known:
+        click.echo(f"{path}  {found}  unknown; known bodies: {describe(known)}")
+        return SOMETHING_WRONG
+    click.echo(f"{path}  {found}  known{f' ({known[found]})' if known[found] else ''}")
+    return 0
+
+
+def _check_path(path: str) -> None:
+    module, colon, name = path.partition(":")
+    if not (module and colon and name):
+        raise BadInput("a target reads module:qualified.name", repr(path), "see `li-plugins doctor` for their names")
+
+
+def _session_of_this_environment() -> Session:
+    """Return the session as a program finds it that imports torch: enabled if ``LI_PLUGINS`` says so."""
+    from li_plugins.host.session import SESSION
+
+    with suppress(LiPluginsError):  # strict mode: the status tells the same and more
+        SESSION.enable_from_environment()
+    return SESSION
+
+
+def _show(found: object, data: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(data, indent=2))
+        return
+    from rich.console import Console
+
+    if sys.stdout.isatty():
+        Console().print(found)
+    else:
+        click.echo(str(found))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0, 1 when something is wrong, 2 for bad usage and unknown names."""
+    try:
+        outcome = cli.main(arguments, prog_name="li-plugins", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except LiPluginsError as error:
+        click.echo(f"li-plugins: {error}", err=True)
+        sys.exit(BAD_USAGE if isinstance(error, (UnknownAdapter, BadInput)) else SOMETHING_WRONG)
+    if not isinstance(outcome, Program):
+        sys.exit(outcome or 0)
+    outcome.run()  # outside of click, which would swallow what python shows of an exception
+
+
+if __name__ == "__main__":
+    main()
