@@ -79,7 +79,7 @@ class Conformance:
         yield
         li_plugins.disable_all()
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def entry_point(self) -> EntryPoint:
         """Return the entry point of the plugin that offers the adapter."""
         offers = Discovery(Config.read()).adapters
@@ -87,7 +87,7 @@ class Conformance:
         plugin = offers[self.adapter].plugin.partition(" of ")[0]
         return next(iter(entry_points(group=GROUP, name=plugin)))
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def manifest(self) -> Adapter:
         """Return the adapter."""
         return Discovery(Config.read()).adapters[self.adapter].adapter
@@ -181,9 +181,10 @@ class Conformance:
         li_plugins.enable(self.adapter)
         assert {target.path: _appearance(load(target.path)) for target in targets} == before
 
-    @pytest.mark.allow_fallback(reason="declines on purpose")
     def test_a_decline_runs_the_original_once(self, targets: list[Target]) -> None:
         for target in targets:
+            if isinstance(load(target.path), type):
+                continue  # a class is replaced by a class, which cannot decline
             arguments, keywords = self.arguments(target)
             own = _Runs(_code(target))
             with own:
@@ -191,7 +192,7 @@ class Conformance:
             record = patch.apply(
                 self.adapter,
                 target,
-                _declining(load(target.path)),
+                _Declines(load(target.path)),
                 version="0",
                 untested=True,
                 on_decline=lambda record, reason: None,
@@ -310,14 +311,14 @@ def _appearance(function: Callable[..., Any]) -> tuple[Any, ...]:
     )
 
 
-def _declining(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a replacement with the signature of ``function`` that always declines."""
+class _Declines:
+    """A replacement with the parameters of a function that always declines."""
 
-    def decline(*arguments: Any, **keywords: Any) -> Decline:
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.__signature__ = inspect.signature(function)
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Decline:
         return Decline("on purpose")
-
-    decline.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
-    return decline
 
 
 def _outcome(function: Callable[..., Any], arguments: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[str, Any]:
