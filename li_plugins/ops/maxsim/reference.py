@@ -103,8 +103,8 @@ class _Grid:
         dtype = torch.float64 if problem.queries.dtype is torch.float64 else torch.float32
         queries, documents = problem.queries.to(dtype), problem.documents.to(dtype)
         weights, mask = problem.query_weights, problem.document_mask
-        weights = torch.ones_like(queries[..., 0]) if weights is None else weights.to(dtype)
-        mask = torch.ones_like(documents[..., 0]) if mask is None else mask.to(dtype)
+        weights = queries.new_ones(queries.shape[:-1]) if weights is None else weights.to(dtype)
+        mask = documents.new_ones(documents.shape[:-1]) if mask is None else mask.to(dtype)
         query_exists, document_exists = torch.ones_like(weights).bool(), torch.ones_like(mask).bool()
         if problem.document_lengths is not None:
             document_exists = torch.arange(mask.shape[-1], device=mask.device) < problem.document_lengths[..., None]
@@ -158,9 +158,7 @@ def _collected(grad: Tensor, like: Tensor, offsets: Tensor | None, selected: Ten
     """Undo ``_spread`` for a gradient: sum over pairs, then drop the padding."""
     if offsets is None:
         return grad.reshape(like.shape).to(like.dtype)
-    if selected is None:
-        grad = grad.reshape(offsets.shape[0] - 1, -1, like.shape[-1])
-    else:
-        pairs = grad.reshape(selected.shape[0], -1, like.shape[-1])
-        grad = pairs.new_zeros(offsets.shape[0] - 1, *pairs.shape[1:]).index_add_(0, selected, pairs)
+    grad = grad.flatten(0, 1)
+    if selected is not None:
+        grad = grad.new_zeros(offsets.shape[0] - 1, *grad.shape[1:]).index_add_(0, selected, grad)
     return grad[_slots(offsets, like.shape[0])].to(like.dtype)
