@@ -51,7 +51,7 @@ class Seat:
         if self.error is not None:
             return str(self.error)
         if self.state == "armed":
-            return f"waits for the import of {self.target.module}"
+            return "its module is not imported yet"
         if self.state == "off":
             return "not enabled"
         declined = "; ".join(f"declined {times}x: {why}" for why, times in self.declines.most_common())

@@ -36,7 +36,7 @@ COLOURS: Mapping[State, str] = {
 
 
 class Row(NamedTuple):
-    """One target, or one adapter or plugin that has none to show (``target`` is empty then)."""
+    """One target, or one adapter, plugin or operation that has none to show (``target`` is empty then)."""
 
     adapter: str
     target: str
@@ -71,7 +71,7 @@ class Status:
     Parameters
     ----------
     rows
-        One for each target, adapter without targets, and broken plugin.
+        One for each target, adapter without targets, broken plugin and quarantined kernel (under its operation).
     notes
         What holds for the whole process: a switch, a suspension, a name in ``LI_PLUGINS`` that nobody offers.
     declines
@@ -84,8 +84,8 @@ class Status:
 
     @property
     def failures(self) -> tuple[Row, ...]:
-        """The rows that need somebody's attention: refused targets and broken plugins."""
-        return tuple(row for row in self.rows if row.state in ("refused", "broken"))
+        """The rows that need somebody's attention: refused targets, broken plugins, quarantined kernels."""
+        return tuple(row for row in self.rows if row.state in ("refused", "broken", "quarantined"))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the same as plain data, ready for JSON."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -131,6 +132,7 @@ class Session:
         with self._lock:
             rows = [row for desk in self._all_desks(discovery) for row in desk.rows(self._config)]
             rows += [Row(plugin, "", "broken", 0, 0, reason) for plugin, reason in discovery.broken]
+            rows += _quarantined_kernels()
             notes = [*map(str, config.problems), *self._notes]
             if config.switch == "off":
                 notes.append(SWITCHED_OFF)
@@ -354,6 +356,14 @@ class Session:
                 del os.environ["LI_PLUGINS"]
             else:
                 os.environ["LI_PLUGINS"] = former
+
+
+def _quarantined_kernels() -> list[Row]:
+    """Ask the operations, if anybody has imported them: the host does not."""
+    dispatch = sys.modules.get("li_plugins.ops.dispatch")
+    kernels: dict[tuple[str, str], str] = getattr(dispatch, "quarantined", dict)()
+    return [Row(op, "", "quarantined", 0, 0, f"kernel {name!r} could not be compiled, the next one runs: {reason}")
+            for (op, name), reason in kernels.items()]  # fmt: skip
 
 
 SESSION = Session()

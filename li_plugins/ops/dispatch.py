@@ -142,6 +142,11 @@ def counters() -> Counter[tuple[str, str]]:
     return Counter({key: tally[0] for key, tally in _tallies.items() if tally[0]})
 
 
+def quarantined() -> dict[tuple[str, str], str]:
+    """Return why kernels are quarantined: ``{("maxsim", "triton"): "CompilationError: ..."}``; the host shows it."""
+    return {(request.op, kernel): reason for (request, kernel), reason in list(_quarantined.items())}
+
+
 def reset() -> None:
     """Forget plans, quarantines and counters, and read the environment again."""
     with _lock:

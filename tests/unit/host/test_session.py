@@ -57,7 +57,7 @@ def test_patches_what_is_imported_and_what_comes_later(site, session):
     assert states(session, "late") == {"score": "armed", "Scorer.__call__": "armed"}
     assert "latelib" not in sys.modules
     assert "late_replacements" not in sys.modules
-    assert rows(session.status(), "late")["score"].reason == "waits for the import of latelib.scores"
+    assert rows(session.status(), "late")["score"].reason == "its module is not imported yet"
     assert scores("latelib").score(1) == ("ours", 1, 1)
     assert states(session, "late")["score"] == "patched"
 
@@ -376,6 +376,17 @@ def test_disable_goes_on_past_a_refusal_and_loses_nothing(site, session):
     session.disable()
     assert module.score(1) == ("library", 1, 1)
     assert states(session)["score"] == "off"
+
+
+def test_a_quarantined_kernel_is_named_when_the_operations_are_there(session, monkeypatch):
+    import types
+
+    dispatch = types.SimpleNamespace(quarantined=lambda: {("maxsim", "triton"): "CompilationError: no sm_75"})
+    monkeypatch.setitem(sys.modules, "li_plugins.ops.dispatch", dispatch)
+    row = next(row for row in session.status().rows if row.state == "quarantined")
+    assert row.adapter == "maxsim"
+    assert "kernel 'triton' could not be compiled, the next one runs: CompilationError: no sm_75" in row.reason
+    assert row in session.status().failures
 
 
 # Declines and events.
