@@ -12,6 +12,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from li_plugins.errors import LiPluginsError
+
 logger = logging.getLogger("li_plugins")
 
 Callback = Callable[[ModuleType], object]
@@ -23,7 +25,7 @@ class Watcher:
     """A finder on ``sys.meta_path`` that tells when modules are ready, and itself imports nothing.
 
     It is on the path only while something is watched. Callbacks run outside its lock, in the thread that imports; what
-    they raise is logged and never reaches the import.
+    they raise is logged and never reaches the import, unless it is an error of ours, raised on purpose.
     """
 
     def __init__(self) -> None:
@@ -90,6 +92,8 @@ class Watcher:
             watch.told = spec
         try:
             watch.callback(module)
+        except LiPluginsError:
+            raise  # on purpose: strict mode's word to whoever imports
         except (Exception, SystemExit):
             # Whatever a stranger's code raises here, the import that it watched has succeeded.
             logger.exception("li_plugins: what waited for the import of %s failed", watch.name)
