@@ -15,6 +15,7 @@ import click
 from li_plugins.errors import BadInput, LiPluginsError, UnknownAdapter
 
 if TYPE_CHECKING:
+    from li_plugins.api import Target
     from li_plugins.host.session import Session
 
 SOMETHING_WRONG, BAD_USAGE = 1, 2
@@ -29,7 +30,10 @@ def cli() -> None:
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(as_json: bool) -> int:
-    """Show what a program started in this environment would patch; imports no library."""
+    """Show what this environment would patch.
+
+    That is: what a program finds that is started here and imports torch. No library is imported.
+    """
     found = _session_of_this_environment().status()
     _show(found, found.to_dict(), as_json)
     return SOMETHING_WRONG if found.failures else 0
@@ -39,10 +43,11 @@ def status(as_json: bool) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--import", "imports", is_flag=True, help="Import the libraries and patch them for real; slow.")
 def doctor(as_json: bool, imports: bool) -> int:
-    """Show versions, GPU, libraries, refused patches, broken plugins, variables, and what to do.
+    """Show versions, refused patches, and what to do.
 
-    Without --import the bodies of the targets are read from the installed files, and nothing is imported. The exit
-    code is 1 when a patch is refused or a plugin is broken.
+    Also the GPU, the libraries, broken plugins and every variable. Without --import the bodies of the targets are read
+    from the installed files, and no library is imported. The exit code is 1 when a patch is refused or a plugin is
+    broken.
     """
     from li_plugins.host.doctor import examine
 
@@ -85,9 +90,10 @@ class Program:
 @click.argument("program")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def run(adapters: str | None, is_module: bool, program: str, arguments: tuple[str, ...]) -> Program:
-    """Enable the adapters, here and in child processes, and run PROGRAM as python would.
+    """Run a program with the adapters enabled.
 
-    LI_PLUGINS=0 in the environment still keeps everything off.
+    It runs as python would run it; its child processes have the adapters too. LI_PLUGINS=0 in the environment still
+    keeps everything off.
     """
     if not is_module and not os.path.exists(program):
         raise click.UsageError(f"there is no file {program!r}; to run a module say: run -m {program}")
@@ -120,10 +126,10 @@ def explain(
     grad: bool,
     as_json: bool,
 ) -> int:
-    r"""Import and patch a library, and tell which kernel a call of one function would run, and why.
+    r"""Tell what a call would run, and why.
 
-    Nothing is computed. Other parameters are shapes or Python literals: documents_mask=8x180 backend="'torch'".
-    Masks are boolean tensors. Example:
+    The library is imported and patched, nothing is computed. Other parameters are shapes or Python literals:
+    documents_mask=8x180 backend="'torch'". Masks are boolean tensors. Example:
 
     \b
     li-plugins explain pylate.scores.colbert:colbert_scores \
@@ -203,27 +209,37 @@ def _arguments(
 @cli.command()
 @click.argument("what", metavar="ADAPTER|MODULE:NAME")
 def fingerprint(what: str) -> int:
-    """Import a library and print the fingerprints of its targets beside the known ones.
+    """Print the bodies found beside those known.
 
-    The exit code is 1 when a body is not known.
+    The library is imported. The exit code is 1 when a body is not known.
     """
-    from li_plugins.host.bodies import known_bodies
     from li_plugins.host.session import SESSION
 
     desks = {desk.adapter.name: desk for desk in SESSION.desks()}
-    bodies = {name: {path: known for target in desk.adapter.targets for path, known in known_bodies(target).items()}
-              for name, desk in desks.items()}  # fmt: skip
     if ":" in what:
         _check_path(what)
-        return _print_fingerprint(what, next((known[what] for known in bodies.values() if what in known), {}))
+        return _print_fingerprint(
+            what, _bodies([t for desk in desks.values() for t in desk.adapter.targets]).get(what, {})
+        )
     if what not in desks:
         raise UnknownAdapter(what, desks)
     desk = desks[what]
     click.echo(f"{what}: tested {desk.adapter.requires}, installed {desk.release.version or 'nothing'}")
     if desk.release.state == "absent":
         return SOMETHING_WRONG
-    here = {path for seat in desk.seats for path in known_bodies(seat.target)}
-    return max([_print_fingerprint(path, known) for path, known in bodies[what].items() if path in here], default=0)
+    bodies = _bodies([seat.target for seat in desk.seats])
+    return max([_print_fingerprint(path, known) for path, known in bodies.items()], default=0)
+
+
+def _bodies(targets: Sequence[Target]) -> dict[str, dict[str, str]]:
+    """Return the known bodies by path, targets first; what is a helper too is shown as a target."""
+    from li_plugins.host.bodies import known_bodies
+
+    found = {target.path: known_bodies(target)[target.path] for target in targets}
+    for target in targets:
+        for path, known in known_bodies(target).items():
+            found.setdefault(path, known)
+    return found
 
 
 def _print_fingerprint(path: str, known: Mapping[str, str]) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator, Mapping
 from importlib.machinery import PathFinder
-from importlib.util import find_spec
+from importlib.util import find_spec, resolve_name
 from inspect import CO_OPTIMIZED
 from pathlib import Path
 from types import CodeType
@@ -33,24 +34,43 @@ def describe(known: Mapping[str, str]) -> str:
 def installed_body(path: str) -> str | None:
     """Return the fingerprint of a function in the installed files, or ``None`` when only an import can tell.
 
-    That is so for what is not written as one ``def`` in the ``.py`` file of its module.
+    That is so for what is neither written as one ``def`` in the ``.py`` file of its module nor imported there, at the
+    top level and by name, from a module where it is.
 
     Parameters
     ----------
     path
         ``"module:qualified.name"``.
     """
-    module, _, qualname = path.partition(":")
-    file = _source_file(module)
-    if file is None:
-        return None
-    try:
-        code = compile(file.read_bytes(), str(file), "exec", dont_inherit=True)
-        found = list(_find(code, qualname.split(".")))
-        # a name that is defined twice, as in two branches, is not told apart by its text
-        return fingerprint(found[0]) if len(found) == 1 else None
-    except (OSError, SyntaxError, ValueError, BadInput):  # unreadable, or not Python of this interpreter
-        return None
+    for _ in range(10):  # re-exports of re-exports; a circle ends too
+        module, _, qualname = path.partition(":")
+        file = _source_file(module)
+        if file is None:
+            return None
+        try:
+            tree = ast.parse(file.read_bytes())
+            found = list(_find(compile(tree, str(file), "exec", dont_inherit=True), qualname.split(".")))
+            # a name that is defined twice, as in two branches, is not told apart by its text
+            if found:
+                return fingerprint(found[0]) if len(found) == 1 else None
+        except (OSError, SyntaxError, ValueError, BadInput):  # unreadable, or not Python of this interpreter
+            return None
+        is_package = file.name == "__init__.py"
+        source = _imported_from(tree, qualname, package=module if is_package else module.rpartition(".")[0])
+        if source is None:
+            return None
+        path = source
+    return None
+
+
+def _imported_from(tree: ast.Module, name: str, package: str) -> str | None:
+    """Return the path of what a module imports under a name by ``from ... import``, ``None`` if it does not."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return f"{resolve_name('.' * node.level + (node.module or ''), package)}:{alias.name}"
+    return None
 
 
 def _source_file(module: str) -> Path | None:

@@ -113,9 +113,10 @@ class Site:
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run ``python`` with these arguments, as ``python`` above."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("LI_PLUGINS")}
+        path = os.pathsep.join(filter(None, [str(self.path), inherited.get("PYTHONPATH")]))
         return subprocess.run(
             [sys.executable, *arguments],
-            env={**inherited, "PYTHONPATH": str(self.path), "OMP_NUM_THREADS": "1", **environment},
+            env={**inherited, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
             cwd=self.path,
             capture_output=True,
             text=True,

@@ -46,6 +46,19 @@ made = functools.partial(plain)
 '''
 
 
+def test_imports_by_name_are_followed(site):
+    site.module("package.sub.bodies", SOURCE)
+    (site.path / "package" / "sub" / "__init__.py").write_text("from .bodies import plain as smooth, other")
+    (site.path / "package" / "__init__.py").write_text("from package.sub import smooth\nfrom . import here\n")
+    site.module("package.user", "from . import smooth\nfrom .sub import other\nfrom .user import circle\nimport json")
+    assert installed_body("package.user:smooth") == installed_body("package.sub.bodies:plain") is not None
+    assert installed_body("package.user:other") == installed_body("package.sub.bodies:other") is not None
+    assert installed_body("package.user:circle") is None
+    assert installed_body("package:here") is None
+    assert installed_body("package.user:json") is None
+    assert "package" not in sys.modules
+
+
 @pytest.mark.parametrize("name", ["plain", "decorated", "Outer.Inner.method", "Outer.static"])
 def test_the_file_tells_what_the_import_would(site, name):
     site.module("package.sub.bodies", SOURCE)
