@@ -144,7 +144,23 @@ def test_the_import_hook_is_gone_after_disable(site, session):
     site.adapter()
     before = list(sys.meta_path)
     session.enable()
+    session.enable()
     session.disable()
+    assert sys.meta_path == before
+
+
+def test_a_disable_in_the_midst_of_an_enable_wins(site, session):
+    site.adapter()
+    file = site.path / "fake_replacements.py"
+    file.write_text("import sys\nsys.in_the_midst()\n" + file.read_text())
+    module = scores()
+    before = list(sys.meta_path)
+    sys.in_the_midst = session.disable
+    try:
+        session.enable(["fake"])
+    finally:
+        del sys.in_the_midst
+    assert module.score(1) == ("library", 1, 1)
     assert sys.meta_path == before
 
 
