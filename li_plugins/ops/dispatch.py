@@ -114,7 +114,12 @@ def plan(op: str, problem: Any, phase: Phase = "scores") -> Plan:
 
 
 def supports(op: str, problem: Any, phase: Phase = "scores") -> Support:
-    """Say whether a kernel serves the call, without running it."""
+    """Say whether a kernel serves the call, without running it.
+
+    While torch.compile traces, the answer is yes: the plan is made when the graph runs, for the device that it meets.
+    """
+    if _compat.torch_is_compiling():
+        return Support(True, "the kernel is chosen when the graph runs")
     try:
         return Support(True, plan(op, problem, phase).kernel.name)
     except NoKernel as refusal:
