@@ -85,7 +85,9 @@ class Program:
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
     options_metavar="[--adapters NAMES] [-m]",
 )
-@click.option("--adapters", metavar="NAMES", help="Adapters to enable, separated by commas; all by default.")
+@click.option(
+    "--adapters", metavar="NAMES", help="What LI_PLUGINS may say: names separated by commas, or 1, the default."
+)
 @click.option("-m", "is_module", is_flag=True, help="Run a module, as `python -m` does.")
 @click.argument("program")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
@@ -100,8 +102,9 @@ def run(adapters: str | None, is_module: bool, program: str, arguments: tuple[st
     from li_plugins.host.config import Config
     from li_plugins.host.session import SESSION
 
+    asked = Config.read({"LI_PLUGINS": adapters}) if adapters is not None else Config.read()
     if Config.read().switch != "off":
-        names = None if adapters is None else [name.strip() for name in adapters.split(",") if name.strip()]
+        names = asked.names if asked.switch == "some" else None
         SESSION.enable(names)  # an unknown name ends here, before the environment is touched
         os.environ["LI_PLUGINS"] = "1" if names is None else ",".join(names)
     return Program(program, arguments, is_module)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution
 from typing import Literal
 
 from packaging.requirements import Requirement
@@ -39,12 +39,13 @@ def installed_release(requires: str) -> Release:
     """
     requirement = Requirement(requires)
     try:
-        found = version(requirement.name)
+        metadata = distribution(requirement.name).metadata
     except PackageNotFoundError:
         return Release("absent", reason=f"{requirement.name} is not installed")
     tested = str(requirement.specifier) or "any release"
     remedy = f"install a tested release ({tested}), or set LI_PLUGINS_UNTESTED=1 at your own risk"
-    if not found:  # metadata without a version: a damaged installation
+    found = metadata["Version"] if "Version" in metadata else ""
+    if not found:  # a damaged installation
         return Release("untested", reason=f"the installed {requirement.name} has no version in its metadata; {remedy}")
     if requirement.marker is not None and not requirement.marker.evaluate():
         return Release("untested", found, f"tested only where {requirement.marker}; {remedy}")

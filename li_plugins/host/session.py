@@ -28,8 +28,8 @@ SWITCHED_OFF = "LI_PLUGINS=0 in the environment keeps every adapter off, whateve
 class Session:
     """All that li-plugins did to this process; the public functions act on the one instance, ``SESSION``.
 
-    Thread-safe. The lock guards the ledger and is never held while anything is imported: another thread's import may
-    wait for us at its end, and we for that import.
+    Thread-safe. The lock guards the ledger and is never held while a plugin or a library is imported: another thread's
+    import may wait for us at its end, and we for that import.
     """
 
     def __init__(self) -> None:
@@ -130,7 +130,7 @@ class Session:
             return Status((), ("plugins are being loaded; ask again afterwards",))
         config = Config.read()
         with self._lock:
-            rows = [row for desk in self._all_desks(discovery) for row in desk.rows(self._config)]
+            rows = [row for desk in self._all_desks(discovery) for row in desk.rows(config)]
             rows += [Row(plugin, "", "broken", 0, 0, reason) for plugin, reason in discovery.broken]
             rows += _quarantined_kernels()
             notes = [*map(str, config.problems), *self._notes]

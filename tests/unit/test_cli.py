@@ -128,6 +128,10 @@ def test_run_enables_the_named_adapters_only(site, program):
     site.adapter("other")
     _, found = outcome(run(site, "run", "--adapters", "other", program))
     assert (found["score"], found["variable"]) == ("library", "other")
+    _, found = outcome(run(site, "run", program, LI_PLUGINS="other"))
+    assert (found["score"], found["variable"]) == ("library", "other")
+    _, found = outcome(run(site, "run", "--adapters", "1", program, LI_PLUGINS="other"))
+    assert (found["score"], found["variable"]) == ("ours", "1")
 
 
 def test_zero_in_the_environment_beats_run(site, program):

@@ -13,9 +13,9 @@ from li_plugins.host.fingerprint import fingerprint
 from li_plugins.host.names import load
 
 SOURCE = '''
-import functools
+import functools, sys
 
-if True:
+if sys.platform:
     def twice(): return 1
 else:
     def twice(): return 2
