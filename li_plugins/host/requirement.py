@@ -44,7 +44,7 @@ def installed_release(requires: str) -> Release:
         return Release("absent", reason=f"{requirement.name} is not installed")
     tested = str(requirement.specifier) or "any release"
     remedy = f"install a tested release ({tested}), or set LI_PLUGINS_UNTESTED=1 at your own risk"
-    found = metadata["Version"] if "Version" in metadata else ""
+    found = metadata["Version"] if "Version" in metadata else ""  # noqa: SIM401 - its type has no `get` before 3.12
     if not found:  # a damaged installation
         return Release("untested", reason=f"the installed {requirement.name} has no version in its metadata; {remedy}")
     if requirement.marker is not None and not requirement.marker.evaluate():
