@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .collection import Collection
-from .quality import ndcg, recall
+from retrieval_demo.collection import Collection
+from retrieval_demo.quality import ndcg, recall
 
 NDCG_DEPTH, RECALL_DEPTH = 10, 100
 TIE = 1e-5

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import DemoError
+from retrieval_demo.errors import DemoError
 
 LAYOUT = "BEIR layout is corpus.jsonl, queries.jsonl and qrels.tsv (or qrels/test.tsv)"
 

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import li_plugins
+from retrieval_demo.memory import method, peak_in_fresh_process, watch_peak
 
-from .memory import method, peak_in_fresh_process, watch_peak
-from .stages import Inputs, Stage
+if TYPE_CHECKING:
+    from retrieval_demo.stages import Inputs, Stage
 
 OFF, ON = "PyLate", "PyLate + li-plugins"
 SIDES = (OFF, ON)

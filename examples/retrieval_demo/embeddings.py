@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,14 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .collection import Collection
+from retrieval_demo.collection import Collection
 
 if TYPE_CHECKING:
     from pylate.models import ColBERT
 
 BATCH = 32
 
-OnStart = Callable[[str, int], Callable[[int], object]]
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Embeddings:
 
 
 def encode_once(
-    model: ColBERT, collection: Collection, digest: str, folder: Path, on_start: OnStart
+    model: ColBERT, collection: Collection, digest: str, folder: Path, progress: Progress
 ) -> tuple[Path, Embeddings]:
     """Encode a collection, or read what an earlier run encoded with the same model.
 
@@ -57,20 +58,15 @@ def encode_once(
         Tells this model from others; see ``model_digest``.
     folder
         Where the file is kept.
-    on_start
-        Called with a title and a number of texts before each side is encoded; returns what is told of the progress.
+    progress
+        Given a title and a number of texts, a context whose value is told how many texts were encoded.
     """
     path = folder / f"embeddings-{cache_key(collection, digest)}.pt"
     if not path.is_file():
-        queries = encode(
-            model, collection.queries, is_query=True, advance=on_start("encoding queries", len(collection.queries))
-        )
-        documents = encode(
-            model,
-            collection.documents,
-            is_query=False,
-            advance=on_start("encoding documents", len(collection.documents)),
-        )
+        with progress("encoding queries", len(collection.queries)) as advance:
+            queries = encode(model, collection.queries, is_query=True, advance=advance)
+        with progress("encoding documents", len(collection.documents)) as advance:
+            documents = encode(model, collection.documents, is_query=False, advance=advance)
         Embeddings(queries, documents).save(path)
     return path, Embeddings.load(path)
 

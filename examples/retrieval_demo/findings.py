@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .agreement import LOSS_LIMIT, SCORE_LIMIT, TIE, RankingAgreement
-from .comparison import SIDES, Comparison
+from retrieval_demo.agreement import LOSS_LIMIT, SCORE_LIMIT, TIE, RankingAgreement
+from retrieval_demo.comparison import SIDES, Comparison
 
 PACKAGES = ("li-plugins", "pylate", "sentence-transformers", "transformers", "torch")
 

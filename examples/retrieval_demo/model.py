@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import DemoError
+from retrieval_demo.errors import DemoError
 
 if TYPE_CHECKING:
     from pylate.models import ColBERT

@@ -8,9 +8,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .comparison import OFF, ON, SIDES, Comparison
-from .findings import Findings
-from .report import duration, ratio, size
+from retrieval_demo.comparison import OFF, ON, SIDES, Comparison
+from retrieval_demo.findings import Findings
+from retrieval_demo.report import duration, ratio, size
 
 COLOURS = {OFF: "#9aa5b1", ON: "#0b7285"}
 BAR = 0.36

@@ -10,10 +10,10 @@ from rich.panel import Panel
 from rich.table import Table
 
 import li_plugins
-
-from .agreement import LOSS_LIMIT, SCORE_LIMIT, TIE
-from .comparison import OFF, ON, Comparison
-from .findings import MEMORY_METHODS, Findings
+from retrieval_demo.agreement import LOSS_LIMIT, SCORE_LIMIT, TIE
+from retrieval_demo.collection import Collection
+from retrieval_demo.comparison import OFF, ON, Comparison
+from retrieval_demo.findings import MEMORY_METHODS, Findings, hardware
 
 
 def print_report(console: Console, findings: Findings) -> None:
@@ -29,6 +29,17 @@ def print_report(console: Console, findings: Findings) -> None:
     console.print(f"[dim]medians; memory is the {MEMORY_METHODS[findings.memory_method]}[/]")
     console.print()
     console.print(_verdict(findings))
+
+
+def introduce(console: Console, collection: Collection, source: str | None, device: str) -> None:
+    """Print what is searched, and with what."""
+    empty = collection.documents.count("")
+    console.print(
+        f"[bold]{collection.name}[/]: {len(collection.documents):,} documents"
+        + (f" ({empty} empty)" if empty else "")
+        + f", {len(collection.queries):,} queries\n"
+        + f"{source or 'MiniLM with an orthogonal head of 128 dimensions'}, on {hardware(device)}\n"
+    )
 
 
 def _heading(console: Console, title: str, note: str = "") -> None:

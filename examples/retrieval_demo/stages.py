@@ -18,8 +18,8 @@ from pylate import losses, rank, utils
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .embeddings import Embeddings
-from .model import SEED, load_model
+from retrieval_demo.embeddings import Embeddings
+from retrieval_demo.model import SEED, load_model
 
 WARM_UP_QUERIES = 8
 TRAINING_STEPS = 20
@@ -55,6 +55,8 @@ class Inputs:
     pairs: tuple[tuple[str, str], ...]
     """Texts of queries and of a relevant document each."""
     queries_per_call: int
+    source: str
+    """What the model was made from."""
 
 
 class Retrieval:
