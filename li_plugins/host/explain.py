@@ -14,7 +14,7 @@ from li_plugins.host.ledger import Desk, Seat
 from li_plugins.host.names import dotted, load
 from li_plugins.host.place import innermost
 from li_plugins.host.report import Explanation, State
-from li_plugins.host.session import Session
+from li_plugins.host.session import SWITCHED_OFF, Session
 
 
 def explain(session: Session, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Explanation:
@@ -31,14 +31,16 @@ def explain(session: Session, fn: Callable[..., Any], args: tuple[Any, ...], kwa
     candidates = [(desk, target) for desk in desks for target in desk.adapter.targets if dotted(target.path) == name]
     if not candidates:
         return Explanation(name, reason="no adapter names this function")
+    config = Config.read()
     for desk, target in candidates:
-        closed = None if desk.busy else desk.closed(Config.read())
+        closed = None if desk.busy else desk.closed(config)
         if closed is not None:
             return _explanation(desk, target, *closed)
         for seat in (seat for seat in desk.seats if seat.target is target):
             if seat.state == "patched":
                 return _explanation(desk, target, "off", "another function of this name is patched; was it reloaded?")
-            return _explanation(desk, target, seat.state, seat.reason)
+            switched_off = seat.state == "off" and config.switch == "off"
+            return _explanation(desk, target, seat.state, SWITCHED_OFF if switched_off else seat.reason)
     desk, target = candidates[0]
     return _explanation(desk, target, "out-of-range", f"no target in {desk.adapter.name} {desk.release.version}")
 

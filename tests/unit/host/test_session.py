@@ -628,13 +628,18 @@ def test_explains_methods_instances_and_partials(site, session):
     assert "x is 'decline'" in str(explain(session, partial(module.score, "decline"), (), {"y": 2}))
 
 
-@pytest.mark.parametrize(("state", "says"), [("off", "not enabled"), ("refused", "known"), ("absent", "not installed")])
-def test_explains_why_a_function_is_not_patched(site, session, state, says):
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [("off", "not enabled"), ("switched off", "LI_PLUGINS=0"), ("refused", "known"), ("absent", "not installed")],
+)
+def test_explains_why_a_function_is_not_patched(site, session, monkeypatch, state, says):
     site.adapter(requires="lib-of-nobody>=1" if state == "absent" else "")
     if state == "refused":
         file = site.path / "fakelib" / "scores.py"
         file.write_text(file.read_text().replace('("library", x, y)', '("changed", x, y)'))
         session.enable()
+    if state == "switched off":
+        monkeypatch.setenv("LI_PLUGINS", "0")
     found = explain(session, scores().score, (1,), {})
     assert not found.accelerated
     assert says in found.reason
