@@ -304,6 +304,7 @@ def test_a_namespace_package(site, watcher, heard):
     assert heard == [space]
 
 
+@pytest.mark.filterwarnings("ignore:.*exec_module:ImportWarning")
 def test_a_loader_from_before_exec_module(watcher, heard, monkeypatch):
     class Loader:
         def load_module(self, name):
