@@ -7,13 +7,14 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from retrieval_demo.comparison import OFF, ON, SIDES, Comparison
 from retrieval_demo.findings import Findings
 from retrieval_demo.report import duration, ratio, size
 
 COLOURS = {OFF: "#9aa5b1", ON: "#0b7285"}
-BAR = 0.36
+BAR = 0.42
 INK, FAINT = "#1f2933", "#7b8794"
 
 
@@ -25,9 +26,11 @@ def save_plot(findings: Findings, path: Path) -> None:
     comparisons = findings.comparisons
     _bars(left, comparisons, lambda runs: runs.median_seconds, duration)
     left.set_ylim(bottom=0)
+    left.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     left.set_title("Time (seconds)", loc="left", fontsize=11, color=INK)
     _bars(right, comparisons, lambda runs: runs.median_peak_bytes / 2**20, lambda value: size(value * 2**20))
     right.set_yscale("log")
+    right.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     right.set_title("Peak memory above the start (MiB, log scale)", loc="left", fontsize=11, color=INK)
     for axes, saved in (
         (left, [ratio(item.speedup, "faster", "slower") for item in comparisons]),
@@ -54,7 +57,7 @@ def _bars(
         heights = [value(item.sides[side]) for item in comparisons]
         places = [index + offset for index in range(len(heights))]
         bars = axes.bar(places, heights, width=BAR * 0.94, color=COLOURS[side], label=side, zorder=2)
-        axes.bar_label(bars, [label(height) for height in heights], padding=2, fontsize=9, color=INK)
+        axes.bar_label(bars, [label(height) for height in heights], padding=2, fontsize=8.5, color=INK)
     axes.margins(y=0.12)
     axes.grid(axis="y", color="#e4e7eb", linewidth=0.8, zorder=0)
     axes.tick_params(axis="x", length=0, labelsize=10, labelcolor=INK)

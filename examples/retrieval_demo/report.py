@@ -141,8 +141,8 @@ def _mark(good: bool) -> str:
 
 
 def ratio(value: float, better: str, worse: str) -> str:
-    """``3.2x faster``, ``1.4x slower``, or ``same`` within 5 %."""
-    if 1 / 1.05 <= value <= 1.05:
+    """``3.2x faster``, ``1.4x slower``, or ``same`` within 10 %."""
+    if 1 / 1.1 <= value <= 1.1:
         return "same"
     word, factor = (better, value) if value > 1 else (worse, 1 / value)
     return f"{factor:.0f}x {word}" if factor >= 10 else f"{factor:.1f}x {word}"
