@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: Dynamo guards a default argument by weak reference (until torch>=2.6)
 class MaskRule:
     """How a document mask and query weights enter the similarity grid.
 

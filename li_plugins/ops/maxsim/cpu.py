@@ -15,11 +15,12 @@ from torch import Tensor
 
 from li_plugins.api import Support
 from li_plugins.ops.maxsim.gather import gradients
-from li_plugins.ops.maxsim.kept import Candidates, Chosen, compute_dtype
+from li_plugins.ops.maxsim.kept import compute_dtype, documents_of
 from li_plugins.ops.maxsim.problem import Layout, Problem
 
 TILE_ELEMENTS = 2**21
-"""Most similarities in memory at a time, and most elements of a block of document tokens."""
+"""Most similarities in memory at a time, as long as one query token and one document have fewer; the same holds for a
+block of document tokens, of queries, and of best similarities."""
 TILE_ROWS = 1024
 """Most query tokens in one tile."""
 PANEL_ROWS = 2**15
@@ -35,29 +36,30 @@ class Blocked:
 
     def forward(self, problem: Problem, want_winners: bool) -> tuple[Tensor, Tensor | None]:
         """Return the scores and, if wanted, the winning document token of every query token."""
-        candidates = Candidates.of(problem)
+        documents = documents_of(problem, want_winners)
         is_cross = problem.layout in (Layout.CROSS, Layout.PACKED_CROSS)
         columns = problem.scores_shape[0] if is_cross else 1
-        dtype, device = compute_dtype(problem), problem.queries.device
-        longest = problem.max_query_length
-        scores = torch.zeros(candidates.count, columns, dtype=dtype, device=device)
+        dtype, device = compute_dtype(problem.queries.dtype), problem.queries.device
+        longest, width = problem.max_query_length, problem.queries.shape[-1]
+        scores = torch.zeros(documents.count, columns, dtype=dtype, device=device)
         winners = None
         if want_winners:
-            winners = torch.full((columns, candidates.count, longest), -1, dtype=torch.int32, device=device)
-        tile = torch.empty(0, dtype=dtype, device=device)
+            winners = torch.full((columns, documents.count, longest), -1, dtype=torch.int32, device=device)
+        scratch = _Scratch(dtype, device)
         for panel in (_panels(problem) if is_cross else (None,)) if longest else ():
-            rows_per_tile = min(TILE_ROWS, longest if panel is None else panel.rows.shape[0])
-            for chosen, length in candidates.blocks(max(rows_per_tile, problem.queries.shape[-1]), TILE_ELEMENTS):
-                tokens, token_rows = candidates.tokens(chosen, length, dtype)
+            rows = longest if panel is None else panel.rows.shape[0]
+            per_document = rows * width if panel is None else rows
+            for chosen, length in documents.blocks(TILE_ELEMENTS, max(min(rows, TILE_ROWS), width), per_document):
+                tokens, token_rows = documents.tokens(chosen, length, dtype)
                 queries = _pair_rows(problem, chosen) if panel is None else panel
-                best, slots = _best(tokens, queries.rows, tile, want_winners)
-                positions = None if slots is None else candidates.positions(chosen, token_rows, slots)
-                best, positions = candidates.bounded(chosen, best, positions)
+                best, slots = _best(tokens, queries.rows, scratch, want_winners)
+                positions = None if slots is None else documents.positions(chosen, token_rows, slots)
+                best, positions = documents.bounded(chosen, best, positions)
                 scores[chosen, queries.columns] = queries.summed(best)
                 if winners is not None:
                     found = queries.arranged(positions)
                     winners[queries.columns, chosen, : found.shape[-1]] = found.transpose(0, 1).int()
-        candidates.score_vacant(scores, _weight_sums(problem), problem.rule.empty_score)
+        documents.score_vacant(scores, _weight_sums(problem), problem.rule.empty_score)
         scores = scores.T.contiguous() if is_cross else scores
         scores = scores.reshape(problem.scores_shape).to(problem.out_dtype)
         return scores, None if winners is None else winners.view(problem.winners_shape)
@@ -106,7 +108,7 @@ class _QueryRows:
 
 def _prepared(problem: Problem, rows: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Return query rows in the compute dtype and the weights of their maxima, which ZERO applies to the rows."""
-    rows = rows.to(compute_dtype(problem))
+    rows = rows.to(compute_dtype(problem.queries.dtype))
     if weights is None:
         return rows, None
     weights = weights.to(rows.dtype)
@@ -143,7 +145,7 @@ def _packed_panels(problem: Problem, offsets: Tensor) -> Iterator[_QueryRows]:
         start = stop
 
 
-def _pair_rows(problem: Problem, chosen: Chosen) -> _QueryRows:
+def _pair_rows(problem: Problem, chosen: slice | Tensor) -> _QueryRows:
     """Return each chosen candidate's own query."""
     weights = problem.query_weights
     if problem.query_offsets is None:
@@ -168,10 +170,24 @@ def _padding(begins: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
     return (slots + begins[:, None]).where(exists, 0), exists
 
 
-def _best(tokens: Tensor, rows: Tensor, tile: Tensor, want_slots: bool) -> tuple[Tensor, Tensor | None]:
+class _Scratch:
+    """Memory that tiles share; it grows to the largest."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._memory = torch.empty(0, dtype=dtype, device=device)
+
+    def tile(self, count: int, length: int, span: int) -> Tensor:
+        """Return uninitialised memory of this shape; the previous tile is gone."""
+        elements = count * length * span
+        if self._memory.numel() < elements:
+            self._memory = self._memory.new_empty(elements)
+        return self._memory[:elements].view(count, length, span)
+
+
+def _best(tokens: Tensor, rows: Tensor, scratch: _Scratch, want_slots: bool) -> tuple[Tensor, Tensor | None]:
     """Return the best similarity of each query row with each candidate, ``[n, R]``, and the first slot that has it.
 
-    ``tokens [n, L, d]`` meet ``rows [R, d]``, or ``rows [n, R, d]`` one to one. ``tile`` is scratch that grows.
+    ``tokens [n, L, d]`` meet ``rows [R, d]``, or ``rows [n, R, d]`` one to one.
     """
     count, length, _ = tokens.shape
     total = rows.shape[-2]
@@ -181,7 +197,7 @@ def _best(tokens: Tensor, rows: Tensor, tile: Tensor, want_slots: bool) -> tuple
     for start in range(0, total, step):
         part = rows[..., start : start + step, :]
         span = part.shape[-2]
-        similarities = tile.resize_(count, length, span)
+        similarities = scratch.tile(count, length, span)
         if rows.dim() == 2:
             torch.mm(tokens.flatten(0, 1), part.T, out=similarities.view(-1, span))
         else:
@@ -206,7 +222,7 @@ def _weight_sums(problem: Problem) -> Tensor | None:
     """Return the sum of each query's weights, ``[1, A]`` or one row for each pair; ``None`` unless FILL needs it."""
     if problem.rule.name != "FILL":
         return None
-    dtype, queries = compute_dtype(problem), problem.queries
+    dtype, queries = compute_dtype(problem.queries.dtype), problem.queries
     weights = (
         queries.new_ones(queries.shape[:-1], dtype=dtype) if problem.query_weights is None else problem.query_weights
     )

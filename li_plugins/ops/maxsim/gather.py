@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,39 +22,55 @@ def gradients(
     problem: Problem, grad_scores: Tensor, winners: Tensor, need_queries: bool, need_documents: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients that are needed, in the shape and dtype of the inputs; the order of all sums is fixed."""
-    dtype = compute_dtype(problem)
-    queries, documents = problem.queries.flatten(0, -2), problem.documents.flatten(0, -2)
-    grad_queries = queries.new_zeros(queries.shape) if need_queries else None
-    grad_documents = documents.new_zeros(documents.shape) if need_documents else None
-    met = _Met.of(problem, grad_scores.to(dtype), winners) if winners.numel() else None
-    if grad_queries is not None and met is not None:
-        table = documents.to(dtype)
-        for first, last, part in met.by_query(problem):
-            query_rows, document_rows, factors = part.entries(problem)
-            grad_queries[first:last] = _sums(query_rows - first, last - first, table, document_rows, factors)
-    if grad_documents is not None and met is not None:
-        table = queries.to(dtype)
-        for first, last, part in met.by_document(problem):
-            query_rows, document_rows, factors = part.entries(problem)
-            grad_documents[first:last] = _sums(document_rows - first, last - first, table, query_rows, factors)
+    grid = _Grid.of(problem, grad_scores, winners)
+    queries, documents = problem.queries, problem.documents
     return (
-        None if grad_queries is None else grad_queries.view(problem.queries.shape),
-        None if grad_documents is None else grad_documents.view(problem.documents.shape),
+        _gradient(queries, documents, grid.parts_by_query(problem)) if need_queries else None,
+        _gradient(documents, queries, grid.parts_by_document(problem)) if need_documents else None,
     )
 
 
-def _sums(targets: Tensor, count: int, table: Tensor, sources: Tensor, factors: Tensor) -> Tensor:
-    """Return ``[count, d]`` whose row ``t`` is the sum of ``factors * table[sources]`` where ``targets`` is ``t``."""
-    if not targets.numel() or not table.shape[1]:
+class _Part(NamedTuple):
+    """All that the rows from ``first`` to ``last`` of one side met: row ``targets[e]`` met row ``sources[e]``."""
+
+    first: int
+    last: int
+    targets: Tensor
+    sources: Tensor
+    factors: Tensor
+    """What ``sources[e]`` is multiplied with."""
+
+
+def _gradient(targets: Tensor, sources: Tensor, parts: Iterable[_Part]) -> Tensor:
+    """Return the gradient of ``targets``, ``[..., d]``; parts do not overlap."""
+    rows, width = targets.shape[:-1].numel(), targets.shape[-1]
+    table = sources.flatten(0, -2).to(compute_dtype(targets.dtype))
+    grad = None
+    for part in parts:
+        sums = _sums(part, table)
+        if len(sums) == rows and sums.dtype is targets.dtype:
+            return sums.view(targets.shape)
+        grad = targets.new_zeros(rows, width) if grad is None else grad
+        grad[part.first : part.last] = sums
+    return targets.new_zeros(targets.shape) if grad is None else grad.view(targets.shape)
+
+
+def _sums(part: _Part, table: Tensor) -> Tensor:
+    """Return ``[last - first, d]``: for each target the sum of its sources times their factors, in order."""
+    count = part.last - part.first
+    if not part.targets.numel() or not table.shape[1]:
         return table.new_zeros(count, table.shape[1])
-    targets, order = targets.to(torch.int32 if count < 2**31 else torch.int64).sort(stable=True)
+    targets, sources, factors = part.targets - part.first, part.sources, part.factors
+    if bool((targets[1:] < targets[:-1]).any()):
+        targets, order = targets.to(torch.int32 if count < 2**31 else torch.int64).sort(stable=True)
+        sources, factors = sources[order], factors[order]
     bags = torch.searchsorted(targets, torch.arange(count, dtype=targets.dtype, device=targets.device))
-    return embedding_bag(sources[order], table, bags, mode="sum", per_sample_weights=factors[order])
+    return embedding_bag(sources, table, bags, mode="sum", per_sample_weights=factors)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Met:
-    """Scores as a grid ``[U, V]``: gradients, winners ``[U, V, L]``, and where each one's query and document lie."""
+class _Grid:
+    """Scores as ``[U, V]``: gradients, winners ``[U, V, L]``, and the rows where each one's query and document lie."""
 
     winners: Tensor
     grads: Tensor
@@ -63,7 +80,7 @@ class _Met:
     document_ends: Tensor
 
     @classmethod
-    def of(cls, problem: Problem, grad_scores: Tensor, winners: Tensor) -> _Met:
+    def of(cls, problem: Problem, grad_scores: Tensor, winners: Tensor) -> _Grid:
         shape = tuple(grad_scores.shape)
         if problem.query_offsets is not None and problem.document_offsets is not None:
             queries, documents = problem.query_offsets, problem.document_offsets
@@ -78,58 +95,70 @@ class _Met:
             shape = (*shape, 1)
             edges[:2] = [edge[problem.pair_queries] for edge in edges[:2]]
             edges[2:] = [edge.T[problem.pair_documents] for edge in edges[2:]]
-        edges = [edge.expand(shape) for edge in edges]
-        return cls(winners.reshape(*shape, problem.max_query_length), grad_scores.reshape(shape), *edges)
+        grads = grad_scores.to(compute_dtype(problem.queries.dtype)).reshape(shape)
+        return cls(winners.reshape(*shape, problem.max_query_length), grads, *(edge.expand(shape) for edge in edges))
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> _Met:
-        return _Met(*(change(getattr(self, field.name)) for field in fields(self)))
+    def map(self, change: Callable[[Tensor], Tensor]) -> _Grid:
+        """Return the grid with every field changed in the same way along the dimensions ``U`` and ``V``."""
+        return _Grid(*(change(getattr(self, field.name)) for field in fields(self)))
 
-    def by_query(self, problem: Problem) -> Iterator[tuple[int, int, _Met]]:
-        """Yield parts that hold everything that the query rows from ``first`` to ``last`` met."""
-        met = self
+    def parts_by_query(self, problem: Problem) -> Iterator[_Part]:
+        """Yield parts whose targets are query rows."""
+        is_listed = problem.layout is Layout.PACKED_PAIRS
+        order = self.query_starts[:, 0].argsort(stable=True) if is_listed else slice(None)
+        grid = self.map(lambda field: field[order])
+        for first, last, piece in grid.split(grid.query_starts, grid.query_ends):
+            query_rows, document_rows, factors = piece.entries(problem, is_by_token=not is_listed)
+            yield _Part(first, last, query_rows, document_rows, factors)
+
+    def parts_by_document(self, problem: Problem) -> Iterator[_Part]:
+        """Yield parts whose targets are document rows."""
+        grid = self
         if problem.layout is Layout.PACKED_PAIRS:
-            order = met.query_starts[:, 0].argsort(stable=True)
-            met = met._map(lambda field: field[order])
-        return met._parts(met.query_starts[:, 0], met.query_ends[:, -1])
-
-    def by_document(self, problem: Problem) -> Iterator[tuple[int, int, _Met]]:
-        """Yield parts that hold everything that the document rows from ``first`` to ``last`` met."""
-        met = self
-        if problem.layout is Layout.PACKED_PAIRS:
-            order = met.document_starts[:, 0].argsort(stable=True)
-            met = met._map(lambda field: field[order])
+            order = self.document_starts[:, 0].argsort(stable=True)
+            grid = self.map(lambda field: field[order])
         elif problem.layout is not Layout.CANDIDATES:
-            met = met._map(lambda field: field.transpose(0, 1))
-        return met._parts(met.document_starts[:, 0], met.document_ends[:, -1])
+            grid = self.map(lambda field: field.transpose(0, 1))
+        for first, last, piece in grid.split(grid.document_starts, grid.document_ends):
+            query_rows, document_rows, factors = piece.entries(problem, is_by_token=False)
+            yield _Part(first, last, document_rows, query_rows, factors)
 
-    def _parts(self, starts: Tensor, ends: Tensor) -> Iterator[tuple[int, int, _Met]]:
-        """Yield parts along the first dimension, whose rows begin at the rising ``starts``."""
-        begins = starts.tolist()
-        step = max(1, ENTRIES // max(1, self.winners[:1].numel()))
+    def split(self, starts: Tensor, ends: Tensor) -> Iterator[tuple[int, int, _Grid]]:
+        """Yield pieces along the first dimension, each with its own rows from a first to a last.
+
+        The rows lie between ``starts [U, V]``, which rise along the first dimension, and ``ends``.
+        """
+        if not self.winners.numel():
+            return
+        firsts = starts[:, 0].tolist()
+        step = max(1, ENTRIES // self.winners[0].numel())
         start = 0
-        while start < len(begins):
-            stop = bisect_right(begins, begins[min(start + step, len(begins)) - 1])
+        while start < len(firsts):
+            stop = bisect_right(firsts, firsts[min(start + step, len(firsts)) - 1])
             chosen = slice(start, stop)
-            yield begins[start], int(ends[chosen].amax()), self._map(lambda field, chosen=chosen: field[chosen])
+            yield firsts[start], int(ends[chosen].amax()), self.map(lambda field, chosen=chosen: field[chosen])
             start = stop
 
-    def entries(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-        """Return query rows, document rows and factors of the winners that pass a gradient, one entry for each."""
-        shape = self.winners.shape
-        query_rows = self.query_starts[..., None] + torch.arange(shape[-1], device=self.winners.device)
+    def entries(self, problem: Problem, *, is_by_token: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query rows, document rows and factors of the winners that pass a gradient.
+
+        They come in the order ``[U, V, L]``, or ``[U, L, V]``, in which the rows of a query rise.
+        """
+        query_rows = self.query_starts[..., None] + torch.arange(self.winners.shape[-1], device=self.winners.device)
         document_rows = self.document_starts[..., None] + self.winners
-        grads = self.grads[..., None].expand(shape)
         passes = self.winners >= 0
         if problem.query_offsets is not None:
             passes &= query_rows < self.query_ends[..., None]
-        if bool(passes.all()):
-            rows = query_rows.reshape(-1), document_rows.reshape(-1)
-            factors = grads.reshape(-1)
-        else:
-            rows = query_rows[passes], document_rows[passes]
-            factors = grads[passes]
+        grads = self.grads[..., None].expand(passes.shape)
+        columns = [query_rows, document_rows, grads, passes]
+        if is_by_token:
+            columns = [column.transpose(1, 2) for column in columns]
+        *columns, passes = (column.reshape(-1) for column in columns)
+        if not bool(passes.all()):
+            columns = [column[passes] for column in columns]
+        query_rows, document_rows, factors = columns
         if problem.query_weights is not None:
-            factors = factors * problem.query_weights.reshape(-1)[rows[0]]
+            factors = factors * problem.query_weights.reshape(-1)[query_rows]
         if problem.document_mask is not None and problem.rule.name == "ZERO":
-            factors = factors * problem.document_mask.reshape(-1)[rows[1]]
-        return *rows, factors
+            factors = factors * problem.document_mask.reshape(-1)[document_rows]
+        return query_rows, document_rows, factors
