@@ -1,0 +1,119 @@
+"""Three runs of one call: ours, the unpatched library's, and the library's in float64, which is taken for the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import li_plugins
+from li_plugins.testing.oracle import judge
+
+ROUNDINGS = 4
+"""Rounding steps of the largest value that are always granted: sums of hundreds of terms are added in another order."""
+
+
+LEAVES = ("colbert_scores", "colbert_kd_scores", "colbert_scores_pairwise", "skiplist_mask")
+"""Targets that call no other target."""
+
+
+class Run(NamedTuple):
+    """Scores and, where asked for, the gradients of a random weighting of them."""
+
+    scores: Tensor
+    grads: list[Tensor | None]
+
+
+def run(
+    function: Callable[..., Tensor],
+    embeddings: list[Any],
+    *arguments: Any,
+    wanted: tuple[bool, bool] = (False, False),
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    **keywords: Any,
+) -> Run:
+    """Call ``function(queries, documents, ...)`` and, for the sides that are wanted, back-propagate.
+
+    A side is a tensor, a list of tensors, or what takes no gradient. ``around`` gives the context of the forward.
+    """
+    leaves = [_leaves(side) if want else side for side, want in zip(embeddings, wanted, strict=True)]
+    with around():
+        scores = function(*leaves, *arguments, **keywords)
+    if not any(wanted):
+        return Run(scores.detach(), [])
+    weights = torch.linspace(-1, 1, max(scores.numel(), 1), dtype=torch.float64)[: scores.numel()]
+    (scores * weights.reshape(scores.shape).to(scores)).sum().backward()
+    tensors = [leaf for side, want in zip(leaves, wanted, strict=True) if want for leaf in _tensors(side)]
+    return Run(scores.detach(), [tensor.grad for tensor in tensors])
+
+
+@contextmanager
+def unpatched(function: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """Give the original of a leaf, which is quick; anything else runs while nothing is patched."""
+    original = li_plugins.original(function)
+    is_leaf = original is not function and function.__name__ in LEAVES
+    with nullcontext() if is_leaf else li_plugins.suspended():
+        yield original if is_leaf else function
+
+
+def exactly(value: Any, rounded: torch.dtype | None = None) -> Any:
+    """Return floating tensors, alone or in a list, in float64; everything else as it is."""
+    if isinstance(value, list):
+        return [exactly(item, rounded) for item in value]
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    return value.double() if rounded is None or value.dtype is torch.float64 else value.to(rounded).double()
+
+
+def assert_parity(
+    function: Callable[..., Tensor],
+    embeddings: list[Any],
+    *arguments: Any,
+    lowered: torch.dtype | None = None,
+    **options: Any,
+) -> Run:
+    """Compare a patched function with itself unpatched: dtype, shape, device, and the error against float64.
+
+    With ``lowered``, both run under autocast to that dtype, and the truth is that of embeddings rounded to it.
+    """
+    if lowered is not None:
+        options["around"] = partial(torch.autocast, "cpu", dtype=lowered)
+    ours = run(function, embeddings, *arguments, **options)
+    with unpatched(function) as original:
+        library = run(original, embeddings, *arguments, **options)
+        options.pop("around", None)
+        truth = run(original, exactly(embeddings, lowered), *map(exactly, arguments), **options)
+    for kind, mine, theirs, exact in (
+        ("scores", ours.scores, library.scores, truth.scores),
+        *(("gradient", *grads) for grads in zip(ours.grads, library.grads, truth.grads, strict=True)),
+    ):
+        assert (mine is None) == (theirs is None), kind
+        if mine is not None:
+            assert mine.dtype == theirs.dtype, kind
+            assert mine.device == theirs.device, kind
+            assert mine.shape == theirs.shape, kind
+            # Under autocast a gradient is computed in the lowered dtype and then cast.
+            rounding = lowered if kind == "gradient" and lowered and mine.dtype is not torch.float64 else mine.dtype
+            verdict = judge(mine, exact, theirs, magnitude=ROUNDINGS * largest(exact), rounding=rounding, name=kind)
+            assert verdict, verdict
+    return ours
+
+
+def largest(tensor: Tensor) -> float:
+    """Return the largest finite absolute value, 0 for none."""
+    finite = tensor[tensor.isfinite()].abs()
+    return finite.max().item() if finite.numel() else 0.0
+
+
+def _leaves(side: Any) -> Any:
+    if isinstance(side, list):
+        return [_leaves(item) for item in side]
+    return side.detach().clone().requires_grad_()
+
+
+def _tensors(side: Any) -> list[Tensor]:
+    return side if isinstance(side, list) else [side]

@@ -1,0 +1,101 @@
+"""Training: 32 steps of a small real model take the same course, patched and unpatched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pylate import losses
+
+import li_plugins
+
+STEPS = 32
+BATCH = 4
+QUERIES = [
+    "fruits are healthy", "heat of a wing", "jet pressure", "sweet apples", "doctor advice", "shock wave theory",
+    "trees grow", "boundary layer flow",
+]  # fmt: skip
+POSITIVES = [
+    "apples, and berries, are good for health.", "the transfer of heat (on a plate).", "supersonic flow: a jet!",
+    "red; yellow; sweet.", "people eat what the doctor shows.", "a wave, a shock, an experiment.",
+    "green trees are growing more and more.", "the layer on a wing.",
+]  # fmt: skip
+NEGATIVES = POSITIVES[3:] + POSITIVES[:3]
+
+
+def batches(model: Any, columns: list[list[str]]) -> list[list[dict[str, torch.Tensor]]]:
+    """As PyLate's collator pads: to the configured lengths, so that most document tokens are masked."""
+    found = []
+    for start in range(0, len(QUERIES), BATCH):
+        rows = slice(start, start + BATCH)
+        queries = model.tokenize(QUERIES[rows], is_query=True, pad=True)
+        found.append([queries, *(model.tokenize(column[rows], is_query=False, pad=True) for column in columns)])
+    return found
+
+
+def train(model: Any, loss: torch.nn.Module, course: list[tuple[Any, Any]]) -> list[float]:
+    """Return the loss of every step."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model.train()
+    found = []
+    for step in range(STEPS):
+        features, labels = course[step % len(course)]
+        optimizer.zero_grad()
+        value = loss([{**column} for column in features], labels)
+        value.backward()
+        optimizer.step()
+        found.append(value.item())
+    return found
+
+
+def course_of(name: str, model: Any) -> list[tuple[Any, Any]]:
+    if name != "Distillation":
+        return [(features, None) for features in batches(model, [POSITIVES, NEGATIVES])]
+    labels = torch.tensor([[0.9, 0.1], [0.7, 0.4], [0.8, 0.3], [0.6, 0.2]])
+    course = []
+    for queries, positives, negatives in batches(model, [POSITIVES, NEGATIVES]):
+        # n ways of a query follow each other
+        ways = {key: torch.stack([positives[key], negatives[key]], 1).flatten(0, 1) for key in positives}
+        course.append(([queries, ways], labels))
+    return course
+
+
+@pytest.mark.parametrize("name", ["Contrastive", "CachedContrastive", "Distillation"])
+@pytest.mark.parametrize("expansion", [True, False], ids=["expanded queries", "masked queries"])
+def test_the_course_of_training_is_pylates(
+    make_model: Callable[..., Any], name: str, expansion: bool, li_plugins_counts: Any
+) -> None:
+    options = {"mini_batch_size": 2} if name == "CachedContrastive" else {}
+
+    def losses_of(precise: bool = False) -> list[float]:
+        model = make_model(do_query_expansion=expansion)
+        course = course_of(name, model)
+        model = model.double() if precise else model
+        if precise:
+            course = [(features, labels.double() if labels is not None else None) for features, labels in course]
+        return train(model, getattr(losses, name)(model=model, **options), course)
+
+    ours = torch.tensor(losses_of())
+    assert li_plugins_counts.calls
+    with li_plugins.suspended():
+        library, exact = torch.tensor(losses_of()), torch.tensor(losses_of(precise=True))
+    assert exact[-4:].mean() < 0.9 * exact[:4].mean(), "it does not learn, so that it tells nothing"
+    drift, budget = (ours - exact).abs().max(), (library - exact).abs().max()
+    assert drift <= max(2 * budget, 1e-5), f"drifts by {drift:.2g}, the library by {budget:.2g}"
+
+
+def test_cached_contrastive_propagates_the_sum_as_pylate_does(make_model: Callable[..., Any]) -> None:
+    """PyLate's CachedContrastive back-propagates the sum over the batch, whatever ``size_average`` says."""
+
+    def gradient(loss_name: str) -> torch.Tensor:
+        model = make_model()
+        (features, _), *_ = course_of(loss_name, model)
+        getattr(losses, loss_name)(model=model)(features).backward()
+        return torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
+
+    ours, plain = gradient("CachedContrastive"), gradient("Contrastive")
+    torch.testing.assert_close(ours, BATCH * plain, rtol=1e-3, atol=1e-6)
+    with li_plugins.suspended():
+        torch.testing.assert_close(ours, gradient("CachedContrastive"), rtol=1e-3, atol=1e-6)
