@@ -40,7 +40,7 @@ from li_plugins.host.requirement import installed_release
 HEAVY = ("torch", "triton", "numpy", "transformers", "jax", "tensorflow")
 """What no manifest may import, its own library aside."""
 
-FLIPS = 100
+FLIPS = 30
 """How often the threads' test enables and disables."""
 
 
