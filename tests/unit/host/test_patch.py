@@ -259,6 +259,14 @@ def test_a_reloaded_module_is_patched_anew(lib, patched):
 # The gates
 
 
+def test_what_cannot_be_patched_is_refused_whatever_the_user_allows(lib, site, patched):
+    site.module("rival", "def fast(queries, documents=2, *, scale=1.0): ...")
+    lib.score = importlib.import_module("rival").fast
+    with pytest.raises(PatchRefused, match="somebody patched it already"):
+        patched("lib.core:score", ours, untested=True)
+    assert lib.score(1) is None
+
+
 def test_a_wrong_signature_is_refused_whatever_the_user_allows(lib, patched):
     code = lib.score.__code__
     with pytest.raises(PatchRefused, match="parameter 2 is 'documents', in the replacement 'docs'"):

@@ -14,6 +14,8 @@ from li_plugins.host import patch
 
 torch = pytest.importorskip("torch")
 
+pytestmark = pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")  # of Python 3.13.0 only
+
 CORE = """
 import torch
 
@@ -196,32 +198,33 @@ def make(number):
     return namespace["other"]
 
 
-def test_calls_of_objects_and_static_methods(lib, patched, name):
+def test_the_forward_of_a_compiled_module(lib, patched, name):
     model, x = lib.Model(), torch.ones(2, 3)
     compiled = Compiled(model)
     assert compiled(x) == 7
     record = patched(f"{name}.core:Model.forward", lambda self, x: x * 5)
     assert [compiled(x) for _ in range(3)] == [5] * 3
     patch.undo(record)
-    record = patched(f"{name}.core:Model.shift", lambda x: x + 10)
-    assert [compiled(x) for _ in range(3)] == [67] * 3
-    patch.undo(record)
-    assert compiled(x) == 7
-    assert compiled.graphs == 3
+    assert [compiled(x) for _ in range(3)] == [7] * 3
+    assert compiled.graphs == 2
 
 
-def test_methods_that_compiled_code_calls_on_objects(lib, patched, name, score):
+def test_methods_that_compiled_code_calls_on_objects(lib, patched, name):
     """Dynamo takes the methods of an object's class for granted: what it compiled before needs a reset."""
     model, x = lib.Model(), torch.ones(2, 3)
-    record = patched(f"{name}.core:Model.encode", lambda self, x: x * 10)
     compiled = Compiled(model)
-    assert [compiled(x) for _ in range(3)] == [31] * 3
-    assert compiled.graphs == 1
-    patched(score, ours)
-    assert [compiled(x) for _ in range(3)] == [130] * 3
-    patch.undo(record)
+    assert compiled(x) == 7
+    records = [
+        patched(f"{name}.core:Model.encode", lambda self, x: x * 10),
+        patched(f"{name}.core:Model.shift", lambda x: x + 10),
+    ]
     torch._dynamo.reset()
-    assert [compiled(x) for _ in range(3)] == [106] * 3
+    assert [compiled(x) for _ in range(3)] == [331] * 3
+    for record in records:
+        patch.undo(record)
+    torch._dynamo.reset()
+    assert [compiled(x) for _ in range(3)] == [7] * 3
+    assert compiled.graphs == 3
 
 
 def test_a_method_under_no_grad(lib, patched, name):

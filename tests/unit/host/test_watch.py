@@ -387,6 +387,24 @@ def test_a_spec_that_cannot_change_its_class_calls_back_at_the_next_import(site,
     assert heard == [module]
 
 
+def test_an_import_that_ends_at_this_very_moment_calls_back_at_once(watcher, heard, monkeypatch):
+    """After we saw that it lasts, before its spec can tell."""
+
+    class EndingSpec(ModuleSpec):
+        def __setattr__(self, name, value):
+            if name == "__class__":
+                vars(self)["_initializing"] = False
+            super().__setattr__(name, value)
+
+    module = type(sys)("target")
+    module.__spec__ = EndingSpec("target", None)
+    module.__spec__._initializing = True
+    monkeypatch.setitem(sys.modules, "target", module)
+    watcher.when_ready("target", heard.append)
+    assert heard == [module]
+    assert type(module.__spec__) is EndingSpec
+
+
 def test_two_watchers_both_hear(site, watcher, heard):
     site.module("target", "")
     other = Watcher()
