@@ -1,0 +1,199 @@
+"""MaxSim's backward in Triton: each program owns a block of one gradient and visits the pairs that reach it.
+
+Deterministic and without atomics, for every layout. With ``P`` pairs and ``s`` bytes per element:
+
+* queries: ``2 * P * Lq * d`` operations; reads a winner (4 bytes) and a document row (``s * d``, mostly from L2) per
+  query token and pair, writes ``s * d`` per query token;
+* documents: ``2 * P * Lq * Ld * d`` operations on tensor cores, a forward's, because rows are added by a product with
+  a 0/1 matrix; reads each winner ``Ld / BLOCK_N`` times and each winning query row once per block of ``d``, writes
+  ``s * d`` per document token.
+
+A pair whose score has gradient 0 reads neither rows nor winners.
+"""
+
+import triton
+import triton.language as tl
+
+from li_plugins.ops.maxsim.triton_tiles import item_span, load_factor, load_rows
+
+_SIZES = ("documents_per_query", "max_query_length", "max_document_length")
+
+
+@triton.jit
+def _visits(item, segments, per_item):
+    """Return where an item's pairs begin in the list of pairs to visit, and their number."""
+    if segments is not None:
+        begin = tl.load(segments + item)
+        count = (tl.load(segments + item + 1) - begin).to(tl.int32)
+    else:
+        begin = item * per_item
+        count = per_item
+    return begin, count
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def maxsim_query_gradient(
+    documents,  # [B, Ld, d], [A, K, Ld, d] or [Td, d]
+    query_weights,  # as queries without d, contiguous; or None
+    document_mask,  # as documents without d, contiguous, under ZERO; or None
+    query_offsets,  # [A + 1]; or None
+    document_offsets,  # [B + 1]; or None
+    order,  # [P] pairs sorted by query, for PACKED_PAIRS; or None
+    segments,  # [A + 1] where each query's pairs begin in `order`; or None
+    pair_documents,  # [P]; or None
+    grad_scores,  # [A, B], [A, K] or [P], contiguous
+    winners,  # grad_scores' shape and [max_query_length]
+    grad_queries,  # as queries, contiguous
+    document_outer_stride,
+    document_stride,
+    document_row_stride,
+    documents_per_query,
+    max_query_length,
+    max_document_length,
+    CANDIDATES: tl.constexpr,
+    DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
+    """Write ``[ROWS, BLOCK_D]`` of the gradient of one query: the sum of its winners' rows, in fp32, rounded once."""
+    program = tl.program_id(0).to(tl.int64)
+    DIM_BLOCKS: tl.constexpr = (DIM + BLOCK_D - 1) // BLOCK_D
+    EVEN: tl.constexpr = DIM % BLOCK_D == 0
+    token_blocks = tl.cdiv(max_query_length, ROWS)
+    dims = (program % DIM_BLOCKS).to(tl.int32) * BLOCK_D + tl.arange(0, BLOCK_D)
+    token = (program // DIM_BLOCKS % token_blocks).to(tl.int32) * ROWS + tl.arange(0, ROWS)
+    query = program // DIM_BLOCKS // token_blocks
+    query_first, query_length, _query_start = item_span(query, True, query_offsets, None, 0, 0, max_query_length)
+
+    gradient = tl.zeros([ROWS, BLOCK_D], tl.float32)
+    begin, count = _visits(query, segments, documents_per_query)
+    for visit in range(0, count):
+        if order is not None:
+            pair = tl.load(order + begin + visit)
+            document = tl.load(pair_documents + pair)
+        else:
+            pair = begin + visit
+            document = pair - begin
+            if CANDIDATES:
+                document = pair
+        document_first, _document_length, document_start = item_span(
+            document, True, document_offsets, None, document_stride, document_row_stride, max_document_length
+        )
+        if CANDIDATES:
+            document_start = query * document_outer_stride + visit * document_stride
+        grad_score = tl.load(grad_scores + pair).to(tl.float32)
+        live = token < tl.where(grad_score != 0, query_length, 0)
+        winner = tl.load(winners + pair * max_query_length + token, mask=live, other=-1)
+        won = winner >= 0
+        rows = documents + document_start + winner.to(tl.int64) * document_row_stride
+        share = tl.where(won, grad_score, 0.0)
+        if document_mask is not None:
+            share *= load_factor(document_mask, document_first + winner, won, INTERPRET).to(tl.float32)
+        gradient += share[:, None] * load_rows(rows, won, dims, DIM, EVEN, INTERPRET).to(tl.float32)
+
+    live = token < query_length
+    if query_weights is not None:
+        gradient *= load_factor(query_weights, query_first + token, live, INTERPRET).to(tl.float32)[:, None]
+    target = grad_queries + (query_first + token)[:, None] * DIM + dims[None, :]
+    tl.store(target, gradient.to(grad_queries.dtype.element_ty), mask=live[:, None] & (dims < DIM)[None, :])
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def maxsim_document_gradient(
+    queries,  # [A, Lq, d] or [Tq, d]
+    query_weights,  # as queries without d, contiguous; or None
+    document_mask,  # as documents without d, contiguous, under ZERO; or None
+    document_lengths,  # [B] or [A * K]; or None
+    query_offsets,  # [A + 1]; or None
+    document_offsets,  # [B + 1]; or None
+    order,  # [P] pairs sorted by document, for PACKED_PAIRS; or None
+    segments,  # [B + 1] where each document's pairs begin in `order`; or None
+    pair_queries,  # [P]; or None
+    grad_scores,  # [A, B], [A, K] or [P], contiguous
+    winners,  # grad_scores' shape and [max_query_length]
+    grad_documents,  # as documents, contiguous
+    query_stride,
+    query_row_stride,
+    query_count,
+    documents_per_query,
+    max_query_length,
+    max_document_length,
+    CANDIDATES: tl.constexpr,
+    DIM: tl.constexpr,
+    QUERY_TOKENS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    EXACT_WEIGHTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
+    """Write ``[BLOCK_N, BLOCK_D]`` of the gradient of one document: the sum of the query rows that its tokens won.
+
+    For each pair a matrix ``[BLOCK_N, QUERY_TOKENS]`` that says who won what (times the query weights) is multiplied
+    with the query's rows; the pair's gradient multiplies the product in fp32. 0 and 1 and ``EXACT_WEIGHTS`` are exact
+    in 16 bits; other weights take the product to fp32 operands.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    DIM_BLOCKS: tl.constexpr = (DIM + BLOCK_D - 1) // BLOCK_D
+    EVEN: tl.constexpr = DIM % BLOCK_D == 0
+    document_blocks = tl.cdiv(max_document_length, BLOCK_N)
+    query_blocks = tl.cdiv(max_query_length, QUERY_TOKENS)
+    dims = (program % DIM_BLOCKS).to(tl.int32) * BLOCK_D + tl.arange(0, BLOCK_D)
+    block_start = (program // DIM_BLOCKS % document_blocks).to(tl.int32) * BLOCK_N
+    document = program // DIM_BLOCKS // document_blocks
+    document_first, length, _document_start = item_span(
+        document, True, document_offsets, document_lengths, 0, 0, max_document_length
+    )
+    token = block_start + tl.arange(0, BLOCK_N)
+
+    gradient = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    if CANDIDATES:
+        begin, count = document, 1
+    elif segments is not None:
+        begin, count = _visits(document, segments, 0)
+    else:
+        begin, count = document, query_count
+    # One flat loop over the blocks of all queries; a block without a token of this document visits nobody
+    steps = tl.where(block_start < length, count * query_blocks, 0)
+    for step in range(0, steps):
+        visit = step // query_blocks
+        if order is not None:
+            pair = tl.load(order + begin + visit)
+            query = tl.load(pair_queries + pair)
+        elif CANDIDATES:
+            pair = begin
+            query = document // documents_per_query
+        else:
+            query = visit.to(tl.int64)
+            pair = query * documents_per_query + document
+        query_first, query_length, query_start = item_span(
+            query, True, query_offsets, None, query_stride, query_row_stride, max_query_length
+        )
+        query_token = step % query_blocks * QUERY_TOKENS + tl.arange(0, QUERY_TOKENS)
+        grad_score = tl.load(grad_scores + pair).to(tl.float32)
+        live = query_token < tl.where(grad_score != 0, query_length, 0)
+        winner = tl.load(winners + pair * max_query_length + query_token, mask=live, other=-1)
+        here = (winner >= block_start) & (winner < block_start + BLOCK_N)
+        rows = queries + query_start + query_token.to(tl.int64) * query_row_stride
+        query_tile = load_rows(rows, here, dims, DIM, EVEN, INTERPRET)
+        is_won = winner[None, :] == token[:, None]
+        share = tl.where(is_won, 1.0, 0.0)
+        if query_weights is not None:
+            weight = load_factor(query_weights, query_first + query_token, here, INTERPRET).to(tl.float32)
+            share = tl.where(is_won, weight[None, :], 0.0)
+            if not EXACT_WEIGHTS:
+                query_tile = query_tile.to(tl.float32)
+        product = tl.dot(share.to(query_tile.dtype), query_tile, input_precision=PRECISION)
+        # a gradient of Inf or NaN reaches the tokens that won, not those whose product is 0
+        has_won = tl.max(is_won.to(tl.int32), axis=1) > 0
+        gradient += tl.where(has_won, grad_score, 0.0)[:, None] * product
+
+    if document_mask is not None:
+        gradient *= load_factor(document_mask, document_first + token, token < length, INTERPRET).to(tl.float32)[
+            :, None
+        ]
+    # in a padded document the tokens past its length get the zeros that were not added to
+    end = length if document_offsets is not None else max_document_length
+    target = grad_documents + (document_first + token)[:, None] * DIM + dims[None, :]
+    tl.store(target, gradient.to(grad_documents.dtype.element_ty), mask=(token < end)[:, None] & (dims < DIM)[None, :])

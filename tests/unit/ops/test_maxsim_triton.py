@@ -1,0 +1,37 @@
+"""MaxSim's Triton kernels, run by Triton's interpreter in a process of their own.
+
+The interpreter is chosen when triton is first imported, for the whole process: other tests must not see it, and nothing
+that they import may take it away. ``TRITON_INTERPRET=1 python -m pytest tests/unit/ops/maxsim_triton_cases.py`` is the
+same by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+CASES = Path(__file__).with_name("maxsim_triton_cases.py")
+LEAST = 60
+"""Fewer tests than this means that some were not collected."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux")
+def test_every_case_passes_in_the_interpreter(tmp_path: Path):
+    report = tmp_path / "report.xml"
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", str(CASES)],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        cwd=CASES.parents[3],
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert run.returncode == 0, run.stdout[-20000:] + run.stderr[-2000:]
+    suite = next(ElementTree.parse(report).iter("testsuite"))
+    assert int(suite.get("tests", 0)) >= LEAST
+    assert int(suite.get("skipped", 0)) == 0
