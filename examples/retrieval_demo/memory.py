@@ -78,11 +78,15 @@ def peak_in_fresh_process(job: Callable[..., Callable[[], Any]], *arguments: Any
 
 
 def available(device: str) -> int:
-    """Bytes that a computation on this device may take now; a container's limit counts."""
+    """Bytes that a computation on this device may take now.
+
+    A container's limit counts; what torch's CUDA allocator holds without using it is free.
+    """
     if device.startswith("cuda"):
         import torch
 
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     found = [_container_headroom()]
     if MEMINFO.is_file():
         found.append(_kilobytes(MEMINFO.read_text(), "MemAvailable"))

@@ -68,6 +68,11 @@ def save_model(source: str | None, folder: Path) -> Path:
         orthogonal head of 128 dimensions. Whatever PyLate has to initialise comes from a fixed seed.
     folder
         Where the model is saved.
+
+    Raises
+    ------
+    DemoError
+        There is no such model, or the bundled weights are not the expected ones.
     """
     import torch
     from pylate.models import ColBERT
@@ -83,7 +88,10 @@ def save_model(source: str | None, folder: Path) -> Path:
             )
             torch.nn.init.orthogonal_(model[-1].linear.weight)
         else:
-            model = ColBERT(source, device="cpu")
+            try:
+                model = ColBERT(source, device="cpu")
+            except (OSError, ValueError) as error:  # no such folder or hub id, or no network
+                raise DemoError(f"{source}: {error}; pass --model a folder with a model, or a hub id") from error
     model.save_pretrained(str(folder), create_model_card=False)
     return folder
 
