@@ -11,6 +11,7 @@ from pylate import losses
 
 import li_plugins
 
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 STEPS = 32
 BATCH = 4
 QUERIES = [
@@ -62,16 +63,26 @@ def course_of(name: str, model: Any) -> list[tuple[Any, Any]]:
     return course
 
 
+def moved(value: Any, device: str) -> Any:
+    """Return tensors on a device, those in lists and dictionaries too."""
+    if isinstance(value, list):
+        return [moved(item, device) for item in value]
+    if isinstance(value, dict):
+        return {key: moved(item, device) for key, item in value.items()}
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
 @pytest.mark.parametrize("name", ["Contrastive", "CachedContrastive", "Distillation"])
 @pytest.mark.parametrize("expansion", [True, False], ids=["expanded queries", "masked queries"])
+@pytest.mark.parametrize("device", DEVICES)
 def test_the_course_of_training_is_pylates(
-    make_model: Callable[..., Any], name: str, expansion: bool, li_plugins_counts: Any
+    make_model: Callable[..., Any], device: str, name: str, expansion: bool, li_plugins_counts: Any
 ) -> None:
     options = {"mini_batch_size": 2} if name == "CachedContrastive" else {}
 
     def losses_of(precise: bool = False) -> list[float]:
-        model = make_model(do_query_expansion=expansion)
-        course = course_of(name, model)
+        model = make_model(do_query_expansion=expansion).to(device)
+        course = [(moved(features, device), moved(labels, device)) for features, labels in course_of(name, model)]
         model = model.double() if precise else model
         if precise:
             course = [(features, labels.double() if labels is not None else None) for features, labels in course]

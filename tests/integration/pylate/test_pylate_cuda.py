@@ -1,0 +1,92 @@
+"""PyLate on a CUDA device: parity as on the CPU, and what CUDA's autocast and transfers add."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from conftest import call_unpatched
+from parity import assert_parity
+from test_pylate_scores import KINDS, MASKS, Kind, embeddings
+
+from li_plugins.testing.oracle import judge
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    # PyLate would take them by itself; they mask with -inf where PyLate's own code multiplies by 0.
+    pytest.mark.skipif(
+        find_spec("flash_maxsim") is not None or find_spec("late_interaction_kernels") is not None,
+        reason="the library to compare with is PyLate's own code, without other kernels",
+    ),
+]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def on_cuda(value: Any) -> Any:
+    return value.cuda() if isinstance(value, torch.Tensor) else value
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("kind", KINDS, ids=repr)
+def test_masks_weigh_as_in_pylate(scores: ModuleType, kind: Kind, mask: str, dtype: torch.dtype) -> None:
+    queries, leading = (3, 5), kind.leading(3, 4)
+    masks = map(on_cuda, MASKS[mask](queries, (*leading, 7)))
+    pair = [embeddings(*queries, 16, dtype=dtype).cuda(), embeddings(*leading, 7, 16, dtype=dtype).cuda()]
+    found = assert_parity(kind.function(scores), pair, *masks, wanted=(True, True)).scores
+    assert found.is_cuda
+
+
+@pytest.mark.parametrize("sides", [(True, False), (False, True)], ids=["queries", "documents"])
+def test_one_side_may_be_frozen(scores: ModuleType, sides: tuple[bool, bool]) -> None:
+    pair = [embeddings(4, 32, 128).cuda(), embeddings(9, 180, 128).cuda()]
+    assert_parity(scores.colbert_scores, pair, None, torch.rand(9, 180).cuda() < 0.8, wanted=sides)
+
+
+def test_ragged_pairs_with_gradients(scores: ModuleType) -> None:
+    queries = [embeddings(length, 64).cuda() for length in (3, 32, 1, 17)]
+    documents = [embeddings(length, 64).cuda() for length in (180, 7, 63, 1)]
+    assert_parity(scores.colbert_scores_pairwise, [queries, documents], wanted=(True, True))
+
+
+@pytest.mark.parametrize("lowered", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("masked", [False, True], ids=["no mask", "holes"])
+def test_autocast(scores: ModuleType, masked: bool, lowered: torch.dtype) -> None:
+    queries, documents = embeddings(4, 32, 128).cuda(), embeddings(9, 180, 128).cuda()
+    mask = torch.rand(9, 180).cuda() < 0.8 if masked else None
+    with torch.autocast("cuda", dtype=lowered):
+        ours = scores.colbert_scores(queries, documents, None, mask)
+        library = call_unpatched(scores.colbert_scores, queries, documents, None, mask)
+    exact = call_unpatched(
+        scores.colbert_scores, queries.to(lowered).double(), documents.to(lowered).double(), None, mask
+    )
+    assert ours.dtype == library.dtype
+    verdict = judge(ours, exact, library)
+    assert verdict, str(verdict)
+
+
+def test_rerank_where_the_embeddings_are(rank: ModuleType) -> None:
+    queries = [embeddings(32, 128).cuda() for _ in range(3)]
+    documents = [[embeddings(length, 128).cuda() for length in (180, 20, 1, 77)] for _ in range(3)]
+    ids = [["a", "b", "c", "d"]] * 3
+    ours = rank.rerank(ids, queries, documents)
+    library = call_unpatched(rank.rerank, ids, queries, documents)
+    for mine, theirs in zip(ours, library, strict=True):
+        assert [result["id"] for result in mine] == [result["id"] for result in theirs]
+        torch.testing.assert_close([r["score"] for r in mine], [r["score"] for r in theirs], rtol=1e-6, atol=1e-5)
+
+
+def test_rerank_sends_numpy_to_the_device(rank: ModuleType) -> None:
+    queries = [embeddings(32, 128).numpy() for _ in range(2)]
+    documents = [[embeddings(length, 128).numpy() for length in (180, 20)] for _ in range(2)]
+    ours = rank.rerank([[1, 2]] * 2, queries, documents, device="cuda")
+    library = call_unpatched(rank.rerank, [[1, 2]] * 2, queries, documents, device="cuda")
+    assert [[result["id"] for result in row] for row in ours] == [[result["id"] for result in row] for row in library]
