@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import tiny_bert
-from parity import unpatched
 
 import li_plugins
 
@@ -25,12 +24,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "switches: the test enables and disables by itself")
     # Warnings of PyLate and what it stands on are not ours; each release of them has its own.
     config.addinivalue_line("filterwarnings", f"default:::(?!{'|'.join(OURS)}).")
-
-
-def call_unpatched(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-    """Call a function as if PyLate were not patched."""
-    with unpatched(function) as original:
-        return original(*arguments, **keywords)
 
 
 @pytest.fixture(autouse=True)

@@ -69,6 +69,12 @@ def exactly(value: Any, rounded: torch.dtype | None = None) -> Any:
     return value.double() if rounded is None or value.dtype is torch.float64 else value.to(rounded).double()
 
 
+def call_unpatched(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    """Call a function as if PyLate were not patched."""
+    with unpatched(function) as original:
+        return original(*arguments, **keywords)
+
+
 def assert_parity(
     function: Callable[..., Tensor],
     embeddings: list[Any],

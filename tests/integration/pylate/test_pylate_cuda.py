@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import call_unpatched
-from parity import assert_parity
+from parity import assert_parity, call_unpatched
 from test_pylate_scores import KINDS, MASKS, Kind, embeddings
 
 from li_plugins.testing.oracle import judge

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import call_unpatched
+from parity import call_unpatched
 from pylate.losses.contrastive import extract_skiplist_mask
 from pylate.models import ColBERT
 

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import call_unpatched
-from parity import assert_parity
+from parity import assert_parity, call_unpatched
 from pylate import evaluation, losses
 from pylate.scores import SimilarityFunction, colbert_kd_scores, colbert_scores, colbert_scores_pairwise
 

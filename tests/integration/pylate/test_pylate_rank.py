@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import call_unpatched
+from parity import call_unpatched
 from torch import Tensor
 
 import li_plugins

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import call_unpatched
-from parity import assert_parity, run
+from parity import assert_parity, call_unpatched, run
 from torch import Tensor
 
 import li_plugins
