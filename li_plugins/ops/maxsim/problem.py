@@ -40,7 +40,7 @@ class Problem:
 
     Winners, the indices that the backward needs, are int32 token indices counted from the start of their document,
     -1 where no token gets a gradient (nothing to choose from, the floor or a fill won). Shape: scores' shape plus
-    ``[Lq]`` (dense) or ``[max_query_length]`` (packed; entries past a query's length are unspecified).
+    ``[Lq]`` (dense) or ``[max_query_length]`` (packed; -1 past the length of a query).
     """
 
     layout: Layout

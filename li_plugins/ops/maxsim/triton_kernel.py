@@ -77,7 +77,7 @@ class TritonMaxSim:
         """Return the scores and, if wanted, the winning document token of every query token."""
         queries, documents = _rows(problem.queries), _rows(problem.documents)
         scores = queries.new_empty(problem.scores_shape, dtype=_stored(problem.out_dtype))
-        winners = queries.new_empty(problem.winners_shape, dtype=torch.int32) if want_winners else None
+        winners = _winners_of(problem) if want_winners else None
         crossed = problem.layout in (Layout.CROSS, Layout.PACKED_CROSS)
         query_count, document_count = _counts(problem)
         blocks = forward_blocks(problem, want_winners)
@@ -285,6 +285,13 @@ def _gradient_of(embeddings: Tensor, packed: bool) -> Tensor:
     """Return memory for a gradient; packed tokens may belong to no item, so nobody but this would write theirs."""
     allocate = torch.zeros if packed else torch.empty
     return allocate(embeddings.shape, dtype=_stored(embeddings.dtype), device=embeddings.device)
+
+
+def _winners_of(problem: Problem) -> Tensor:
+    """Return memory for winners; ragged queries leave entries to nobody, and two runs must agree on those too."""
+    if problem.query_offsets is None:
+        return problem.queries.new_empty(problem.winners_shape, dtype=torch.int32)
+    return problem.queries.new_full(problem.winners_shape, -1, dtype=torch.int32)
 
 
 def _precision(problem: Problem) -> str:
