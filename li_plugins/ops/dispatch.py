@@ -126,6 +126,11 @@ def supports(op: str, problem: Any, phase: Phase = "scores") -> Support:
         return Support(False, str(refusal))
 
 
+@torch.compiler.assume_constant_result
+def _device_types(op: str) -> tuple[str, ...]:
+    return tuple(sorted({device for kernel in registry.kernels(op) for device in kernel.devices}))
+
+
 def run(op: str, problem: Any, phase: Phase, call: Callable[[Implementation], Result]) -> Result:
     """Run ``call`` with the planned kernel; one that cannot be compiled is quarantined and the next one runs."""
     while True:
@@ -174,10 +179,9 @@ def _make(request: Request, problem: Any) -> Plan:
     rejected: list[tuple[str, str]] = []
     chosen: Plan | None = None
     for kernel in candidates:
-        if chosen is not None:
-            rejected.append((kernel.name, f"ranks after {chosen.kernel.name}"))
-            continue
         reason = _misfit(kernel, request)
+        if not reason and chosen is not None:
+            reason = f"ranks after {chosen.kernel.name}"
         if not reason:
             implementation, reason = _loaded(kernel)
             if implementation is not None:

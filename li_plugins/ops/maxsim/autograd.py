@@ -80,6 +80,11 @@ def _packed_problem(
     )
 
 
+def _fresh(result: Tensor) -> Tensor:
+    """Return a result of a kernel as a tensor of its own: what autograd takes for a view cannot be written to later."""
+    return torch.ops.aten._unsafe_view(result, result.shape) if result._is_view() else result
+
+
 def _register(name: str, arguments: str, problem_of: Any) -> tuple[Any, Any]:
     """Register ``name`` and ``name_backward``; both take the problem as plain arguments.
 
@@ -109,7 +114,7 @@ def _register(name: str, arguments: str, problem_of: Any) -> tuple[Any, Any]:
             "winners" if want_winners else "scores",
             lambda kernel: kernel.forward(problem, want_winners),
         )
-        return scores, scores.new_empty(0, dtype=torch.int32) if winners is None else winners
+        return _fresh(scores), scores.new_empty(0, dtype=torch.int32) if winners is None else _fresh(winners)
 
     def forward_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
         *described, want_winners = arguments
@@ -127,8 +132,8 @@ def _register(name: str, arguments: str, problem_of: Any) -> tuple[Any, Any]:
             lambda kernel: kernel.backward(problem, grad_scores, winners, need_queries, need_documents),
         )
         return (
-            grad_scores.new_empty(0) if grad_queries is None else grad_queries,
-            grad_scores.new_empty(0) if grad_documents is None else grad_documents,
+            grad_scores.new_empty(0) if grad_queries is None else _fresh(grad_queries),
+            grad_scores.new_empty(0) if grad_documents is None else _fresh(grad_documents),
         )
 
     def backward_fake(grad_scores: Tensor, winners: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -184,25 +189,29 @@ def wants_winners(problem: Problem) -> bool:
     return torch.is_grad_enabled() and (problem.queries.requires_grad or problem.documents.requires_grad)
 
 
+def op_call(problem: Problem, want_winners: bool) -> tuple[Any, tuple[Any, ...]]:
+    """Return the op that serves a validated problem, and the problem as its plain arguments."""
+    rule = problem.rule
+    meaning = (rule.name, rule.fill, rule.empty_score, problem.out_dtype, want_winners)
+    factors = (problem.query_weights, problem.document_mask)
+    if problem.query_offsets is None:
+        return maxsim_op, (problem.queries, problem.documents, *factors, problem.document_lengths, *meaning)
+    offsets = (problem.query_offsets, problem.document_offsets)
+    pairs = (problem.pair_queries, problem.pair_documents)
+    lengths = (problem.max_query_length, problem.max_document_length)
+    return maxsim_packed_op, (
+        problem.queries,
+        problem.documents,
+        *offsets,
+        *pairs,
+        *factors,
+        problem.floor,
+        *lengths,
+        *meaning,
+    )
+
+
 def scores(problem: Problem) -> Tensor:
     """Return the scores of a validated problem, differentiable in its queries and documents."""
-    queries, documents, rule = problem.queries, problem.documents, problem.rule
-    meaning = (rule.name, rule.fill, rule.empty_score, problem.out_dtype, wants_winners(problem))
-    if problem.query_offsets is None:
-        return maxsim_op(
-            queries, documents, problem.query_weights, problem.document_mask, problem.document_lengths, *meaning
-        )[0]
-    return maxsim_packed_op(
-        queries,
-        documents,
-        problem.query_offsets,
-        problem.document_offsets,
-        problem.pair_queries,
-        problem.pair_documents,
-        problem.query_weights,
-        problem.document_mask,
-        problem.floor,
-        problem.max_query_length,
-        problem.max_document_length,
-        *meaning,
-    )[0]
+    op, arguments = op_call(problem, wants_winners(problem))
+    return op(*arguments)[0]

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from li_plugins.errors import BadInput
-from li_plugins.ops._compat import torch_is_compiling
 from li_plugins.ops.masks import MaskRule
 from li_plugins.ops.maxsim.problem import Layout, Problem
 
@@ -257,12 +256,6 @@ def _max_length(name: str, given: int | None, offsets: Tensor) -> int:
         if given < 0:
             raise BadInput(f"{name} is a number of tokens", str(given), "pass the longest length, or None")
         return given
-    if torch_is_compiling():
-        raise BadInput(
-            "a compiled maxsim_packed knows its maximal lengths when it is traced",
-            f"{name}=None",
-            "pass both max_query_length and max_document_length",
-        )
     return int(offsets.diff().amax()) if offsets.shape[0] > 1 else 0
 
 

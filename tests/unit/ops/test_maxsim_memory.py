@@ -1,0 +1,70 @@
+"""The memory of a call is bounded by inputs, outputs and some tiles; the grid would be hundreds of megabytes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LIMITS = {
+    "the grid": ("torch.einsum('ash,bth->abst', queries, documents[part]).amax(-1).sum(-1)", (300, 1000)),
+    "forward": ("maxsim(queries, documents[part])", (0, 30)),
+    "masked": ("maxsim(queries, documents[part], document_mask=mask[part], mask_rule=MaskRule.ZERO)", (0, 30)),
+    "half": ("maxsim(queries.bfloat16(), documents[part].bfloat16())", (0, 40)),
+    "packed": (
+        "maxsim_packed(queries.view(-1, 64), documents[part].reshape(-1, 64), torch.arange(65) * 32, "
+        "torch.arange(len(documents[part]) + 1) * 180)",
+        (0, 45),
+    ),
+    "candidates": (
+        "maxsim(queries[: len(documents[part]) // 4], documents[part].view(-1, 4, 180, 64))",
+        (0, 30),
+    ),
+    # with winners of 2 MiB and gradients of 12 MiB
+    "training step": (
+        "maxsim(queries.requires_grad_(), documents[part].detach().requires_grad_(), document_mask=mask[part], "
+        "mask_rule=MaskRule.ZERO).square().sum().backward()",
+        (0, 75),
+    ),
+}
+"""Steps, and between how many MiB their peak lies; the first shows that the measurement sees what it is for."""
+
+CODE = """
+import json, sys
+from pathlib import Path
+import torch
+from li_plugins.ops import MaskRule, maxsim, maxsim_packed
+
+def status(key):
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) / 1024
+
+def peak_of(step):
+    step(slice(4))  # what threads and libraries allocate once
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    before = status("VmRSS")
+    step(slice(None))
+    return status("VmHWM") - before
+
+queries, documents = torch.randn(64, 32, 64), torch.randn(256, 180, 64)  # 0.5 and 11 MiB; the grid has 360
+mask = torch.arange(180) < torch.randint(60, 181, (256, 1))
+steps = json.loads(sys.argv[1])
+print(json.dumps({name: peak_of(eval("lambda part: " + step)) for name, step in steps.items()}))
+"""
+
+
+@pytest.fixture(scope="module")
+def peaks() -> dict[str, float]:
+    steps = json.dumps({name: step for name, (step, _) in LIMITS.items()})
+    command = [sys.executable, "-c", CODE, steps]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=280).stdout)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the high-water mark is read from Linux's /proc")
+@pytest.mark.parametrize("name", LIMITS)
+def test_peak(name: str, peaks: dict[str, float]) -> None:
+    low, high = LIMITS[name][1]
+    assert low <= peaks[name] <= high
