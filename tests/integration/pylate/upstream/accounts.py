@@ -1,0 +1,46 @@
+"""A plugin for PyLate's own pytest run: leaves out what the list names, and tells what li-plugins did there.
+
+``DESELECT`` holds a JSON list of how ids begin; ``ACCOUNTS`` names the file to write.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import li_plugins
+
+LIST: list[str] = json.loads(os.environ["DESELECT"])
+
+deselected: dict[str, int] = {}
+"""How many tests each line of the list leaves out."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    kept = []
+    for item in items:
+        # pytest shortens the path of an installed module in an id, not a doctest's name
+        line = next((begin for begin in LIST if item.nodeid.startswith(begin) or item.name.startswith(begin)), None)
+        if line is None:
+            kept.append(item)
+        else:
+            deselected[line] = deselected.get(line, 0) + 1
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+def pytest_sessionfinish() -> None:
+    from li_plugins.ops import dispatch
+
+    status = li_plugins.status()
+    found = {
+        "states": {row.target: row.state for row in status.rows},
+        "calls": {row.target: row.calls for row in status.rows},
+        "declines": {target: dict(reasons) for target, reasons in status.declines.items()},
+        "kernels": {f"{label} {kernel}": count for (label, kernel), count in dispatch.counters().items()},
+        "deselected": deselected,
+    }
+    Path(os.environ["ACCOUNTS"]).write_text(json.dumps(found, indent=2))
