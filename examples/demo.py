@@ -79,7 +79,7 @@ def run(
 
 
 def import_libraries() -> None:
-    """Import PyLate without its chatter, and what else the demo needs.
+    """Import PyLate, and what else the demo needs.
 
     Raises
     ------
@@ -89,12 +89,9 @@ def import_libraries() -> None:
     try:
         for name in ("pylate.models", "sklearn", "matplotlib"):
             importlib.import_module(name)
-        import transformers
     except ImportError as error:
         remedy = r"run `tox run -e demo`, or pip install 'li-plugins\[pylate]' matplotlib"
         raise DemoError(f"{error}; {remedy}") from error
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

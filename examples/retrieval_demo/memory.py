@@ -73,8 +73,12 @@ def peak_in_fresh_process(job: Callable[..., Callable[[], Any]], *arguments: Any
     arguments
         Handed to ``job``; they must be picklable.
     """
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    pool = multiprocessing.get_context("spawn").Pool(1)
+    try:
         return pool.apply(_peak_growth, (job, arguments))
+    finally:
+        pool.close()
+        pool.join()
 
 
 def available(device: str) -> int:

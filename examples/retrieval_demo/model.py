@@ -77,6 +77,7 @@ def save_model(source: str | None, folder: Path) -> Path:
     import torch
     from pylate.models import ColBERT
 
+    _quieten()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         if source is None:
@@ -100,6 +101,7 @@ def load_model(folder: Path, device: str) -> ColBERT:
     """Load a saved model."""
     from pylate.models import ColBERT
 
+    _quieten()
     return ColBERT(str(folder), device=device)
 
 
@@ -114,3 +116,11 @@ def model_digest(model: ColBERT) -> str:
     settings = (model.query_length, model.document_length, model.query_prefix, model.document_prefix, model.skiplist)
     digest.update(repr(settings).encode())
     return digest.hexdigest()
+
+
+def _quieten() -> None:
+    """Keep the progress bars and notes of model loading out of the demo's own output."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
