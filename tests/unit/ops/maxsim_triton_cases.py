@@ -1,8 +1,12 @@
-"""What MaxSim's Triton kernels have to do, small enough for Triton's interpreter (see test_maxsim_triton.py)."""
+"""What MaxSim's Triton kernels have to do, small enough for Triton's interpreter.
+
+test_maxsim_triton.py runs them interpreted, tests/integration/gpu compiled.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 
 import pytest
@@ -11,11 +15,13 @@ import torch
 from li_plugins.ops.masks import MaskRule
 from li_plugins.ops.maxsim.problem import Layout
 from li_plugins.ops.maxsim.reference import KERNEL as REFERENCE
-from li_plugins.testing.maxsim_cases import LAYOUTS, RULES, check_kernel, poisoned_memory, random_problem
+from li_plugins.testing.maxsim_cases import LAYOUTS, RULES, check_kernel, poisoned_memory
+from li_plugins.testing.maxsim_cases import random_problem as random_problem_on
 
 triton_kernel = import_module("li_plugins.ops.maxsim.triton_kernel")
 KERNEL = triton_kernel.KERNEL
-assert triton_kernel.INTERPRETED, "these tests need TRITON_INTERPRET=1 before triton is imported"
+DEVICE = "cpu" if triton_kernel.INTERPRETED else "cuda"
+random_problem = partial(random_problem_on, device=DEVICE)
 
 pytestmark = [
     # numpy speaks up where tests put NaN and infinities on purpose
@@ -126,7 +132,7 @@ def test_a_document_of_length_zero_scores_the_rule_s_empty_score():
 @pytest.mark.parametrize("layout", [Layout.PACKED_CROSS, Layout.PACKED_PAIRS], ids=by_name)
 def test_the_floor_wins_over_negative_similarities_where_there_is_one(layout):
     problem = random_problem(layout, queries=2, documents=3)
-    floor = torch.arange(len(problem.floor)) % 2 == 0
+    floor = torch.arange(len(problem.floor), device=DEVICE) % 2 == 0
     problem = replace(problem, queries=problem.queries.abs(), documents=-problem.documents.abs(), floor=floor)
     scores, _ = KERNEL.forward(problem, False)
     assert (scores == 0).any()
@@ -156,7 +162,7 @@ def test_nan_propagates_from_the_first_token_that_has_one(place):
 
 def test_nan_behind_the_length_or_an_excluding_mask_does_not_exist():
     problem = random_problem(Layout.CROSS, RULES[2], queries=1, documents=2, lengths=False)
-    lengths = torch.tensor([20, 33])
+    lengths = torch.tensor([20, 33], device=DEVICE)
     problem.document_mask[:] = True
     problem.document_mask[1, 5] = False
     problem = replace(problem, document_lengths=lengths)
@@ -187,11 +193,11 @@ def test_infinities_are_numbers():
 def test_a_gradient_that_is_not_finite_reaches_its_winners_only():
     problem = random_problem(Layout.CROSS, queries=2, documents=2, lengths=False)
     _, winners = KERNEL.forward(problem, True)
-    grad_scores = torch.tensor([[torch.nan, 1.0], [1.0, 1.0]])
+    grad_scores = torch.tensor([[torch.nan, 1.0], [1.0, 1.0]], device=DEVICE)
     grad_queries, grad_documents = KERNEL.backward(problem, grad_scores, winners, True, True)
     assert grad_queries[0].isnan().all()
     assert grad_queries[1].isfinite().all()
-    is_winner = torch.zeros(33, dtype=torch.bool)
+    is_winner = torch.zeros(33, dtype=torch.bool, device=DEVICE)
     is_winner[winners[0, 0].long()] = True
     assert torch.equal(grad_documents[0].isnan().all(-1), is_winner)
     assert grad_documents[1].isfinite().all()
@@ -220,7 +226,7 @@ def test_nothing_to_score(layout, sizes):
 
 def test_no_pairs():
     problem = random_problem(Layout.PACKED_PAIRS, queries=2, documents=2, floor=False)
-    nobody = torch.empty(0, dtype=torch.int64)
+    nobody = torch.empty(0, dtype=torch.int64, device=DEVICE)
     check_kernel(KERNEL, replace(problem, pair_queries=nobody, pair_documents=nobody))
 
 
@@ -247,7 +253,7 @@ def test_memory_of_any_layout(view):
 def test_expanded_documents_and_gradients():
     problem = random_problem(Layout.CANDIDATES, queries=2, documents=2, lengths=False)
     problem = replace(problem, documents=problem.documents[:1].expand(2, -1, -1, -1))
-    check_kernel(KERNEL, problem, grad_scores=torch.tensor(2.0).expand(2, 2))
+    check_kernel(KERNEL, problem, grad_scores=torch.tensor(2.0, device=DEVICE).expand(2, 2))
 
 
 def test_packed_tokens_that_belong_to_no_document_get_no_gradient():

@@ -1,0 +1,186 @@
+"""The public functions on a GPU: the Triton kernel serves them, through autograd, torch.compile and CUDA graphs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from li_plugins.ops import dispatch, maxsim, maxsim_packed
+from li_plugins.ops.maxsim import autograd
+from li_plugins.ops.maxsim.triton_kernel import KERNEL
+from li_plugins.testing.maxsim_cases import LAYOUTS, RULES, check_kernel, random_problem
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_plans():
+    dispatch.reset()
+    yield
+    dispatch.reset()
+
+
+def unit(*shape: int, device: str = "cuda", requires_grad: bool = False) -> torch.Tensor:
+    random = torch.Generator(device).manual_seed(sum(shape))
+    rows = torch.randn(shape, generator=random, device=device)
+    return torch.nn.functional.normalize(rows, dim=-1).bfloat16().requires_grad_(requires_grad)
+
+
+def step(queries: torch.Tensor, documents: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return the scores and the gradients of a cross entropy over them."""
+    scores = maxsim(queries, documents, out_dtype=torch.float32)
+    target = torch.arange(scores.shape[0], device=scores.device)
+    loss = torch.nn.functional.cross_entropy(scores / 0.05, target)
+    return scores, *torch.autograd.grad(loss, (queries, documents))
+
+
+def test_triton_serves_forward_and_backward():
+    step(unit(4, 32, 128, requires_grad=True), unit(8, 180, 128, requires_grad=True))
+    assert dispatch.counters() == {("maxsim", "triton"): 1, ("maxsim backward", "triton"): 1}
+
+
+def test_a_gradient_on_one_side_only():
+    queries, documents = unit(4, 32, 128, requires_grad=True), unit(8, 180, 128)
+    both = step(queries, documents.clone().requires_grad_())
+    maxsim(queries, documents, out_dtype=torch.float32).backward(torch.ones(4, 8, device="cuda"))
+    assert queries.grad.shape == both[1].shape
+    assert documents.grad is None
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_opcheck(layout, rule):
+    problem = random_problem(layout, rule, dtype=torch.float16, weights=torch.bool, device="cuda")
+    queries, documents = problem.queries.requires_grad_(), problem.documents.requires_grad_()
+    factors = (problem.query_weights, problem.document_mask)
+    meaning = (rule.name, rule.fill, rule.empty_score, torch.float32, True)
+    if problem.query_offsets is None:
+        torch.library.opcheck(
+            autograd.maxsim_op, (queries, documents, *factors, problem.document_lengths, *meaning), rtol=0, atol=0
+        )
+        return
+    torch.library.opcheck(
+        autograd.maxsim_packed_op,
+        (
+            queries,
+            documents,
+            problem.query_offsets,
+            problem.document_offsets,
+            problem.pair_queries,
+            problem.pair_documents,
+            *factors,
+            problem.floor,
+            problem.max_query_length,
+            problem.max_document_length,
+            *meaning,
+        ),
+        rtol=0,
+        atol=0,
+    )
+
+
+def test_torch_compile_in_one_graph():
+    queries, documents = unit(4, 32, 128, requires_grad=True), unit(8, 180, 128, requires_grad=True)
+    scores = torch.compile(lambda q, d: maxsim(q, d, out_dtype=torch.float32), fullgraph=True)
+    expected = maxsim(queries, documents, out_dtype=torch.float32)
+    found = scores(queries, documents)
+    assert torch.equal(found, expected)
+    grad_scores = torch.cos(expected.detach())
+    for ours, theirs in zip(
+        torch.autograd.grad(found, (queries, documents), grad_scores),
+        torch.autograd.grad(expected, (queries, documents), grad_scores),
+        strict=True,
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_torch_compile_of_a_packed_call():
+    queries, documents = unit(64, 128), unit(400, 128)
+    query_offsets = torch.tensor([0, 30, 64], device="cuda")
+    document_offsets = torch.tensor([0, 180, 181, 400], device="cuda")
+
+    def score(q: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+        return maxsim_packed(q, d, query_offsets, document_offsets, max_query_length=34, max_document_length=219)
+
+    assert torch.equal(torch.compile(score, fullgraph=True)(queries, documents), score(queries, documents))
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "pairs"])
+def test_cuda_graph(packed):
+    problem = random_problem(
+        LAYOUTS[3 if packed else 0], RULES[1], queries=8, documents=8, dim=128, dtype=torch.bfloat16, device="cuda"
+    )
+
+    def run() -> tuple[torch.Tensor | None, ...]:
+        scores, winners = KERNEL.forward(problem, True)
+        return scores, *KERNEL.backward(problem, scores, winners, True, True)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    problem.queries.neg_()
+    problem.documents.mul_(0.5)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(one, other) for one, other in zip(captured, run(), strict=True))
+
+
+def test_nothing_waits_for_the_device():
+    problem = random_problem(LAYOUTS[3], RULES[2], weights=torch.float32, dim=128, device="cuda")
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        scores, winners = KERNEL.forward(problem, True)
+        KERNEL.backward(problem, scores, winners, True, True)
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_device_that_is_not_the_current_one():
+    first = step(unit(4, 32, 128, requires_grad=True), unit(8, 180, 128, requires_grad=True))
+    queries, documents = (rows.detach().to("cuda:1").requires_grad_() for rows in (unit(4, 32, 128), unit(8, 180, 128)))
+    assert torch.cuda.current_device() == 0
+    second = step(queries, documents)
+    assert all(one.device.index == 1 for one in second)
+    assert all(torch.equal(one, other.to(one.device)) for one, other in zip(second, first, strict=True))
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+def test_without_gradients(guard):
+    queries, documents = unit(4, 32, 128, requires_grad=True), unit(8, 180, 128)
+    with guard():
+        scores = maxsim(queries, documents)
+    assert not scores.requires_grad
+    assert torch.equal(scores, maxsim(queries, documents).detach())
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@given(data=st.data())
+def test_random_problems(data):
+    layout = data.draw(st.sampled_from(LAYOUTS))
+    rule = data.draw(st.sampled_from(RULES))
+    problem = random_problem(
+        layout,
+        rule,
+        queries=data.draw(st.integers(0, 9)),
+        documents=data.draw(st.integers(1, 9)),
+        query_length=data.draw(st.integers(1, 70)),
+        document_length=data.draw(st.integers(1, 300)),
+        dim=data.draw(st.sampled_from([8, 64, 128, 200])),
+        dtype=data.draw(st.sampled_from([torch.float16, torch.bfloat16, torch.float32])),
+        weights=data.draw(st.sampled_from([None, torch.bool, torch.float32])),
+        mask=data.draw(st.sampled_from([torch.bool, torch.float32])),
+        lengths=data.draw(st.booleans()),
+        floor=data.draw(st.booleans()),
+        seed=data.draw(st.integers(0, 99)),
+        device="cuda",
+    )
+    check_kernel(KERNEL, problem)
