@@ -280,6 +280,7 @@ def op_and_arguments(layout: str, rule: MaskRule, want_winners: bool = True) -> 
     return op, autograd.maxsim_packed_backward_op, arguments
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch 2.15's own opcheck looks at it
 @pytest.mark.parametrize("layout", drawn.LAYOUTS)
 @pytest.mark.parametrize("rule", obvious.RULES, ids=str)
 def test_opcheck(layout: str, rule: MaskRule) -> None:
