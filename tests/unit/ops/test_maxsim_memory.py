@@ -67,4 +67,4 @@ def peaks() -> dict[str, float]:
 @pytest.mark.parametrize("name", LIMITS)
 def test_peak(name: str, peaks: dict[str, float]) -> None:
     low, high = LIMITS[name][1]
-    assert low <= peaks[name] <= high
+    assert low - 1 <= peaks[name] <= high  # Linux counts pages in batches: a peak may read a little below its start
