@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 from parity import assert_parity, call_unpatched
+from test_pylate_rank import assert_same, collection, deep
 from test_pylate_scores import KINDS, MASKS, Kind, embeddings
-
-from li_plugins.testing.oracle import judge
 
 pytestmark = [
     pytest.mark.gpu,
@@ -57,19 +56,14 @@ def test_ragged_pairs_with_gradients(scores: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("lowered", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("masked", [False, True], ids=["no mask", "holes"])
-def test_autocast(scores: ModuleType, masked: bool, lowered: torch.dtype) -> None:
-    queries, documents = embeddings(4, 32, 128).cuda(), embeddings(9, 180, 128).cuda()
-    mask = torch.rand(9, 180).cuda() < 0.8 if masked else None
-    with torch.autocast("cuda", dtype=lowered):
-        ours = scores.colbert_scores(queries, documents, None, mask)
-        library = call_unpatched(scores.colbert_scores, queries, documents, None, mask)
-    exact = call_unpatched(
-        scores.colbert_scores, queries.to(lowered).double(), documents.to(lowered).double(), None, mask
-    )
-    assert ours.dtype == library.dtype
-    verdict = judge(ours, exact, library)
-    assert verdict, str(verdict)
+@pytest.mark.parametrize("mask", ["none", "holes", "weights"])
+@pytest.mark.parametrize("kind", KINDS, ids=repr)
+def test_autocast_sums_in_float32(scores: ModuleType, kind: Kind, mask: str, lowered: torch.dtype) -> None:
+    leading = kind.leading(4, 9)
+    pair = [embeddings(4, 32, 128).cuda(), embeddings(*leading, 18, 128).cuda()]
+    masks = map(on_cuda, MASKS[mask]((4, 32), (*leading, 18)))
+    found = assert_parity(kind.function(scores), pair, *masks, wanted=(True, True), lowered=lowered)
+    assert found.scores.dtype == torch.float32
 
 
 def test_rerank_where_the_embeddings_are(rank: ModuleType) -> None:
@@ -89,3 +83,31 @@ def test_rerank_sends_numpy_to_the_device(rank: ModuleType) -> None:
     ours = rank.rerank([[1, 2]] * 2, queries, documents, device="cuda")
     library = call_unpatched(rank.rerank, [[1, 2]] * 2, queries, documents, device="cuda")
     assert [[result["id"] for result in row] for row in ours] == [[result["id"] for result in row] for row in library]
+
+
+def test_rerank_between_devices(rank: ModuleType) -> None:
+    ids, queries, candidates = collection()
+    on_device = deep(torch.Tensor.cuda, queries), deep(torch.Tensor.cuda, candidates)
+    assert_same(rank, ids, on_device[0], candidates)
+    assert_same(rank, ids, *on_device, device="cpu")
+    assert_same(rank, ids, queries, candidates, device="cuda:0")
+
+
+def test_the_skiplists_mask_stays_on_the_device() -> None:
+    from pylate.models import ColBERT
+
+    ids, skiplist = torch.randint(0, 300, (7, 30)).cuda(), list(range(5, 37))
+    ours = ColBERT.skiplist_mask(ids, skiplist)
+    assert ours.device == ids.device
+    assert torch.equal(ours, call_unpatched(ColBERT.skiplist_mask, ids, skiplist))
+
+
+@pytest.mark.allow_fallback(reason="embeddings on two devices are the library's error")
+def test_two_devices_are_the_librarys_error(scores: ModuleType) -> None:
+    pair = embeddings(2, 3, 8).cuda(), embeddings(2, 3, 8)
+    messages = []
+    for call in (scores.colbert_scores, lambda *both: call_unpatched(scores.colbert_scores, *both)):
+        with pytest.raises(RuntimeError) as raised:
+            call(*pair)
+        messages.append(str(raised.value))
+    assert messages[0] == messages[1]
