@@ -1,0 +1,127 @@
+"""What every benchmark shares: provenance, timing, peak memory and the CSV of results."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Milliseconds of one call on the device (median, 20th and 80th percentile) and microseconds of the host."""
+
+    median: float
+    p20: float
+    p80: float
+    host_us: float
+
+
+def provenance(device: str, commit: str | None = None) -> dict[str, str]:
+    """Return what a row needs to be believed: date, hardware, versions and commit."""
+    hardware = torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "gpu": hardware,
+        "torch": torch.__version__,
+        "triton": installed("triton"),
+        "python": platform.python_version(),
+        "commit": commit or head(),
+    }
+
+
+def installed(distribution: str) -> str:
+    """Return the version of a distribution, or nothing."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return ""
+
+
+def head() -> str:
+    """Return the commit of the checkout, with a + when files differ from it."""
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        described = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
+        return "unknown"
+    return described.stdout.strip() or "unknown"
+
+
+def measure(call: Callable[[], Any], device: str, milliseconds: int = 300) -> Timing:
+    """Time a call after warming up; on CUDA with events and a flushed L2 cache.
+
+    Parameters
+    ----------
+    call
+        What to time; its result is dropped.
+    device
+        ``"cuda"`` or ``"cpu"``.
+    milliseconds
+        About how long to repeat it.
+    """
+    call()
+    if device == "cpu":
+        times: list[float] = []
+        end = time.perf_counter() + milliseconds / 1000
+        while len(times) < 5 or time.perf_counter() < end:
+            start = time.perf_counter()
+            call()
+            times.append((time.perf_counter() - start) * 1000)
+        p20, *_, p80 = quantiles(times, n=5)
+        median = sorted(times)[len(times) // 2]
+        return Timing(median, p20, p80, median * 1000)
+
+    from triton.testing import do_bench
+
+    median, p20, p80 = do_bench(call, warmup=50, rep=milliseconds, quantiles=[0.5, 0.2, 0.8])
+    torch.cuda.synchronize()
+    repeats = 30  # far fewer launches than the device's queue holds: none waits
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    host_us = (time.perf_counter() - start) / repeats * 1e6
+    torch.cuda.synchronize()
+    return Timing(median, p20, p80, host_us)
+
+
+def peak_mib(call: Callable[[], Any], device: str) -> float:
+    """Return the device memory that a call needs at its peak, over what was there before, in MiB; NaN on the CPU."""
+    if device == "cpu":
+        return float("nan")
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def save(path: Path, rows: Iterable[Mapping[str, Any]], key: tuple[str, ...]) -> None:
+    """Write rows to a CSV file; a row that is there already is replaced if it agrees in ``key``."""
+    kept: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    if path.exists():
+        with path.open(newline="") as file:
+            kept = {tuple(row[name] for name in key): row for row in csv.DictReader(file)}
+    for row in rows:
+        kept[tuple(str(row[name]) for name in key)] = row
+    if not kept:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(next(reversed(kept.values()))), restval="")
+        writer.writeheader()
+        writer.writerows(kept.values())
