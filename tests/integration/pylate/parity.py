@@ -87,7 +87,7 @@ def assert_parity(
     With ``lowered``, both run under autocast to that dtype, and the truth is that of embeddings rounded to it.
     """
     if lowered is not None:
-        options["around"] = partial(torch.autocast, "cpu", dtype=lowered)
+        options["around"] = partial(torch.autocast, _tensors(embeddings[0])[0].device.type, dtype=lowered)
     ours = run(function, embeddings, *arguments, **options)
     with unpatched(function) as original:
         library = run(original, embeddings, *arguments, **options)
@@ -121,5 +121,5 @@ def _leaves(side: Any) -> Any:
     return side.detach().clone().requires_grad_()
 
 
-def _tensors(side: Any) -> list[Tensor]:
+def _tensors(side: Any) -> list[Any]:
     return side if isinstance(side, list) else [side]
