@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 # By name: the package ``pylate.rank`` may hold a function where the module of that name is meant.
 _rank: Any = import_module("pylate.rank.rank")
 
-BYTES_PER_LAUNCH = 64 * 2**20
-"""Document embeddings that one launch takes; bounds the copy that puts them one after the other."""
+BYTES_PER_LAUNCH = 8 * 2**20
+"""Document embeddings that one launch takes; bounds the copy that puts them one after the other.
+
+Small enough for the C library to keep the memory for the next launch: what it maps anew costs a page fault per page.
+"""
 
 
 class Candidate(NamedTuple):
