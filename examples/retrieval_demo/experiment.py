@@ -17,7 +17,17 @@ from retrieval_demo.embeddings import encode_once
 from retrieval_demo.findings import Findings, hardware
 from retrieval_demo.memory import available, method
 from retrieval_demo.model import load_model, model_digest, save_model
-from retrieval_demo.stages import Inputs, Reranking, Retrieval, Stage, Training, first_stage, queries_per_call
+from retrieval_demo.stages import (
+    TRAINING_BATCH,
+    TRAINING_BATCHES,
+    Inputs,
+    Reranking,
+    Retrieval,
+    Stage,
+    Training,
+    first_stage,
+    queries_per_call,
+)
 
 CANDIDATES = 100
 """Documents per query that the first stage hands to ``rank.rerank``."""
@@ -74,6 +84,8 @@ def measure(console: Console, collection: Collection, inputs: Inputs) -> Finding
             "device": inputs.device,
             "queries_per_call": inputs.queries_per_call,
             "candidates_per_query": len(ids[0]),
+            "training_batches": TRAINING_BATCHES,
+            "training_batch_size": TRAINING_BATCH,
         },
         hardware=hardware(inputs.device),
         memory_method=method(inputs.device),

@@ -53,9 +53,10 @@ def _quality(findings: Findings) -> Table:
     for ranking in findings.rankings:
         for metric, (off, on) in (("nDCG@10", ranking.ndcg), ("Recall@100", ranking.recall)):
             table.add_row(f"{ranking.title}, {metric}", f"{off:.4f}", f"{on:.4f}")
-    for when, steps in (("first", slice(5)), ("last", slice(-5, None))):
+    batches = findings.settings["training_batches"]
+    for when, steps in (("first", slice(batches)), ("last", slice(-batches, None))):
         means = (mean(findings.losses[side][steps]) for side in (OFF, ON))
-        table.add_row(f"training, mean loss of the {when} five steps", *(f"{value:.4f}" for value in means))
+        table.add_row(f"training, mean loss of the {when} pass", *(f"{value:.4f}" for value in means))
     return table
 
 

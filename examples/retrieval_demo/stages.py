@@ -23,6 +23,8 @@ from retrieval_demo.model import SEED, load_model
 
 WARM_UP_QUERIES = 8
 TRAINING_STEPS = 20
+TRAINING_BATCHES = 5
+"""The steps go through these again and again, so that the loss falls."""
 TRAINING_BATCH = 8
 LEARNING_RATE = 3e-5
 GRID_SHARE = 0.75
@@ -141,7 +143,7 @@ class Training:
     def _gradient(self, side: str, step: int) -> Tensor:
         """Forward and backward of one batch, with the same dropout for both sides."""
         torch.manual_seed(SEED + step)
-        loss = self.losses[side](self.batches[step])
+        loss = self.losses[side](self.batches[step % TRAINING_BATCHES])
         loss.backward()
         return loss.detach()
 
@@ -151,7 +153,7 @@ class Training:
         shuffled = random.Random(SEED).sample(self.pairs, len(self.pairs))
         endless = itertools.cycle(shuffled)
         batches = []
-        for _ in range(TRAINING_STEPS):
+        for _ in range(TRAINING_BATCHES):
             rows = [dict(zip(("query", "positive"), next(endless), strict=True)) for _ in range(TRAINING_BATCH)]
             batch = collate(rows)
             batches.append([_features(batch, column, self.device) for column in ("query", "positive")])

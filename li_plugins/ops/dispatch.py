@@ -126,7 +126,7 @@ def supports(op: str, problem: Any, phase: Phase = "scores") -> Support:
         return Support(False, str(refusal))
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator,unused-ignore]
 def _device_types(op: str) -> tuple[str, ...]:
     return tuple(sorted({device for kernel in registry.kernels(op) for device in kernel.devices}))
 
@@ -177,28 +177,30 @@ def _read_sources() -> None:
 def _make(request: Request, problem: Any) -> Plan:
     candidates = _ranked(request, registry.kernels(request.op))
     rejected: list[tuple[str, str]] = []
-    chosen: Plan | None = None
+    chosen: tuple[Kernel, Implementation] | None = None
     for kernel in candidates:
         reason = _misfit(kernel, request)
         if not reason and chosen is not None:
-            reason = f"ranks after {chosen.kernel.name}"
+            reason = f"ranks after {chosen[0].name}"
         if not reason:
-            implementation, reason = _loaded(kernel)
-            if implementation is not None:
-                support = implementation.supports(problem)
+            found = _loaded(kernel)
+            if isinstance(found, str):
+                reason = found
+            else:
+                support = found.supports(problem)
                 reason = "" if support else support.reason or "it gives no reason"
+                if support:
+                    chosen = kernel, found
         if reason:
             rejected.append((kernel.name, reason))
-            continue
-        label = request.op if request.phase != "backward" else f"{request.op} backward"
-        tally = _tallies.setdefault((label, kernel.name), [0])
-        chosen = Plan(request, kernel, implementation, calls=tally)
     if chosen is None:
         raise NoKernel(request.op, rejected)
-    chosen = Plan(request, chosen.kernel, chosen.implementation, tuple(rejected), chosen.calls)
-    _report_preference(chosen, candidates)
-    logger.info("li-plugins: %s", chosen)
-    return chosen
+    label = f"{request.op} backward" if request.phase == "backward" else request.op
+    tally = _tallies.setdefault((label, chosen[0].name), [0])
+    plan = Plan(request, *chosen, tuple(rejected), tally)
+    _report_preference(plan, candidates)
+    logger.info("li-plugins: %s", plan)
+    return plan
 
 
 def _ranked(request: Request, kernels: Sequence[Kernel]) -> list[Kernel]:
@@ -229,16 +231,17 @@ def _misfit(kernel: Kernel, request: Request) -> str:
     return ""
 
 
-def _loaded(kernel: Kernel) -> tuple[Implementation | None, str]:
+def _loaded(kernel: Kernel) -> Implementation | str:
+    """Return what the kernel's row names, or why it cannot be had."""
     try:
-        return registry.load(kernel), ""
+        return registry.load(kernel)
     except ImportError as error:  # triton is optional; so is whatever a plugin's kernel needs
-        return None, f"cannot be imported: {error}"
+        return f"cannot be imported: {error}"
     except Exception as error:  # a broken kernel module must not take the others away; strict mode shows it whole
         if _flag("LI_PLUGINS_STRICT"):
             raise
         logger.exception("li-plugins: kernel %r cannot be loaded from %r", kernel.name, kernel.load)
-        return None, f"cannot be loaded: {type(error).__name__}: {error}"
+        return f"cannot be loaded: {type(error).__name__}: {error}"
 
 
 def _quarantine(failed: Plan, error: Exception) -> None:

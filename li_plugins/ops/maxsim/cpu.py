@@ -18,7 +18,7 @@ from li_plugins.ops.maxsim.gather import gradients
 from li_plugins.ops.maxsim.kept import compute_dtype, documents_of
 from li_plugins.ops.maxsim.problem import Layout, Problem
 
-TILE_ELEMENTS = 2**21
+TILE_ELEMENTS = 2**20
 """Most similarities in memory at a time, as long as one query token and one document have fewer; the same holds for a
 block of document tokens, of queries, and of best similarities."""
 TILE_ROWS = 1024
@@ -49,16 +49,15 @@ class Blocked:
         for panel in (_panels(problem) if is_cross else (None,)) if longest else ():
             rows = longest if panel is None else panel.rows.shape[0]
             per_document = rows * width if panel is None else rows
-            for chosen, length in documents.blocks(TILE_ELEMENTS, max(min(rows, TILE_ROWS), width), per_document):
-                tokens, token_rows = documents.tokens(chosen, length, dtype)
-                queries = _pair_rows(problem, chosen) if panel is None else panel
-                best, slots = _best(tokens, queries.rows, scratch, want_winners)
-                positions = None if slots is None else documents.positions(chosen, token_rows, slots)
-                best, positions = documents.bounded(chosen, best, positions)
-                scores[chosen, queries.columns] = queries.summed(best)
-                if winners is not None:
+            per_token = max(min(rows, TILE_ROWS), width)
+            for block in documents.blocks(dtype, TILE_ELEMENTS, per_token, per_document):
+                queries = _pair_rows(problem, block.chosen) if panel is None else panel
+                best, slots = _best(block.tokens, queries.rows, scratch, want_winners)
+                best, positions = block.settled(best, slots)
+                scores[block.chosen, queries.columns] = queries.summed(best)
+                if winners is not None and positions is not None:
                     found = queries.arranged(positions)
-                    winners[queries.columns, chosen, : found.shape[-1]] = found.transpose(0, 1).int()
+                    winners[queries.columns, block.chosen, : found.shape[-1]] = found.transpose(0, 1).int()
         documents.score_vacant(scores, _weight_sums(problem), problem.rule.empty_score)
         scores = scores.T.contiguous() if is_cross else scores
         scores = scores.reshape(problem.scores_shape).to(problem.out_dtype)

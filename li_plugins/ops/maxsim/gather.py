@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -98,15 +98,17 @@ class _Grid:
         grads = grad_scores.to(compute_dtype(problem.queries.dtype)).reshape(shape)
         return cls(winners.reshape(*shape, problem.max_query_length), grads, *(edge.expand(shape) for edge in edges))
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> _Grid:
-        """Return the grid with every field changed in the same way along the dimensions ``U`` and ``V``."""
-        return _Grid(*(change(getattr(self, field.name)) for field in fields(self)))
+    def __getitem__(self, chosen: slice | Tensor) -> _Grid:
+        return _Grid(*(getattr(self, field.name)[chosen] for field in fields(self)))
+
+    def transposed(self) -> _Grid:
+        """Return the grid with ``U`` and ``V`` exchanged."""
+        return _Grid(*(getattr(self, field.name).transpose(0, 1) for field in fields(self)))
 
     def parts_by_query(self, problem: Problem) -> Iterator[_Part]:
         """Yield parts whose targets are query rows."""
         is_listed = problem.layout is Layout.PACKED_PAIRS
-        order = self.query_starts[:, 0].argsort(stable=True) if is_listed else slice(None)
-        grid = self.map(lambda field: field[order])
+        grid = self[self.query_starts[:, 0].argsort(stable=True)] if is_listed else self
         for first, last, piece in grid.split(grid.query_starts, grid.query_ends):
             query_rows, document_rows, factors = piece.entries(problem, is_by_token=not is_listed)
             yield _Part(first, last, query_rows, document_rows, factors)
@@ -115,10 +117,9 @@ class _Grid:
         """Yield parts whose targets are document rows."""
         grid = self
         if problem.layout is Layout.PACKED_PAIRS:
-            order = self.document_starts[:, 0].argsort(stable=True)
-            grid = self.map(lambda field: field[order])
+            grid = self[self.document_starts[:, 0].argsort(stable=True)]
         elif problem.layout is not Layout.CANDIDATES:
-            grid = self.map(lambda field: field.transpose(0, 1))
+            grid = self.transposed()
         for first, last, piece in grid.split(grid.document_starts, grid.document_ends):
             query_rows, document_rows, factors = piece.entries(problem, is_by_token=False)
             yield _Part(first, last, document_rows, query_rows, factors)
@@ -136,7 +137,7 @@ class _Grid:
         while start < len(firsts):
             stop = bisect_right(firsts, firsts[min(start + step, len(firsts)) - 1])
             chosen = slice(start, stop)
-            yield firsts[start], int(ends[chosen].amax()), self.map(lambda field, chosen=chosen: field[chosen])
+            yield firsts[start], int(ends[chosen, -1].amax()), self[chosen]
             start = stop
 
     def entries(self, problem: Problem, *, is_by_token: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -50,32 +50,53 @@ def documents_of(problem: Problem, want_positions: bool) -> Whole | Kept:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Some documents, or pairs, padded to one length."""
+
+    chosen: slice | Tensor
+    """Which ones: a range, or their indices ``[n]``."""
+    tokens: Tensor
+    """``[n, length, d]`` in the compute dtype."""
+    positions: Tensor | None = None
+    """``[n, length]``: the position of each token in its document; ``None``: they count from 0."""
+    bounds: Tensor | None = None
+    """``[n, 1]``: the least that a best similarity can be (-inf: no bound)."""
+    bound_positions: Tensor | None = None
+    """``[n, 1]``: where the bound stands among the tokens."""
+
+    def settled(self, best: Tensor, slots: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the best similarities ``[n, R]`` with the bound among them, and the positions of ``slots``.
+
+        The position is -1 where the bound is greater, or equal and earlier.
+        """
+        positions = slots
+        if slots is not None and self.positions is not None:
+            positions = self.positions.gather(1, slots)
+        if self.bounds is None or self.bound_positions is None:
+            return best, positions
+        if positions is not None:
+            is_bound = (best == self.bounds) & (positions > self.bound_positions) | (best < self.bounds)
+            positions = positions.masked_fill(is_bound, -1)
+        return best.maximum(self.bounds), positions
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Whole:
-    """Documents of one length with all their tokens; answers what ``Kept`` answers, in fewer steps."""
+    """Documents of one length with all their tokens; gives what ``Kept`` gives, in fewer steps."""
 
     table: Tensor
     """``[n * length, d]``"""
     count: int
     length: int
 
-    def blocks(self, elements: int, per_token: int, per_document: int) -> Iterator[tuple[slice, int]]:
-        """Yield ranges of documents and their length; see ``Kept.blocks``."""
-        step = max(1, elements // max(1, self.length * per_token, per_document))
-        for start in range(0, self.count if self.length else 0, step):
-            yield slice(start, min(start + step, self.count)), self.length
-
-    def tokens(self, chosen: slice, length: int, dtype: torch.dtype) -> tuple[Tensor, None]:
-        """Return the tokens of a range of documents, ``[n, length, d]``."""
-        block = self.table[chosen.start * length : chosen.stop * length].to(dtype)
-        return block.view(chosen.stop - chosen.start, length, block.shape[1]), None
-
-    def positions(self, chosen: slice, rows: None, slots: Tensor) -> Tensor:
-        """Return the slots: they are the positions."""
-        return slots
-
-    def bounded(self, chosen: slice, best: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return both as they are: there is no bound."""
-        return best, positions
+    def blocks(self, dtype: torch.dtype, elements: int, per_token: int, per_document: int) -> Iterator[Block]:
+        """Yield ranges of documents; see ``Kept.blocks``."""
+        length, width = self.length, self.table.shape[1]
+        step = max(1, elements // max(1, length * per_token, per_document))
+        for start in range(0, self.count if length else 0, step):
+            stop = min(start + step, self.count)
+            tokens = self.table[start * length : stop * length].to(dtype)
+            yield Block(slice(start, stop), tokens.view(stop - start, length, width))
 
     def score_vacant(self, scores: Tensor, weight_sums: Tensor | None, empty_score: float) -> None:
         """Write ``scores [n, columns]`` of documents without tokens."""
@@ -174,8 +195,8 @@ class Kept:
         """How many documents, or pairs, there are."""
         return self.lengths.shape[0]
 
-    def blocks(self, elements: int, per_token: int, per_document: int) -> Iterator[tuple[Tensor, int]]:
-        """Yield documents of similar length, as indices, and the length to which they are padded.
+    def blocks(self, dtype: torch.dtype, elements: int, per_token: int, per_document: int) -> Iterator[Block]:
+        """Yield documents of similar length, tokens cast to ``dtype``.
 
         A block has one document, or as many as take at most ``elements``: the larger of ``per_token`` for each token
         and ``per_document`` for each document. Documents without a token are in none.
@@ -187,36 +208,25 @@ class Kept:
             length = -negated[start]
             similar = bisect_right(negated, length // 8 - length)
             stop = min(similar, start + max(1, elements // max(1, length * per_token, per_document)))
-            yield order[start:stop], length
+            yield self._block(order[start:stop], length, dtype)
             start = stop
 
-    def tokens(self, chosen: Tensor, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return the tokens of a block, ``[n, length, d]``, and their rows in ``table``.
-
-        Shorter documents repeat their last token: the maximum and its first position stay what they are.
-        """
-        slots = torch.arange(length, device=chosen.device).minimum(self.lengths[chosen][:, None] - 1)
-        rows = slots.add_(self.starts[chosen][:, None])
+    def _block(self, chosen: Tensor, length: int, dtype: torch.dtype) -> Block:
+        # shorter documents repeat their last token: the maximum and its first position stay what they are
+        slots = torch.arange(length, device=chosen.device).minimum(self.lengths[chosen, None] - 1)
+        rows = slots.add_(self.starts[chosen, None])
         if self.rows is not None:
             rows = self.rows[rows]
-        block = self.table.index_select(0, rows.view(-1)).to(dtype)
+        tokens = self.table.index_select(0, rows.view(-1)).to(dtype)
         if self.factors is not None:
-            block = block.mul_(self.factors[rows.view(-1), None])
-        return block.view(chosen.shape[0], length, block.shape[1]), rows
-
-    def positions(self, chosen: Tensor, rows: Tensor, slots: Tensor) -> Tensor:
-        """Return the positions in their documents of ``slots [n, ...]`` of a block."""
-        return rows.gather(1, slots).sub_(self.origins[chosen][:, None])
-
-    def bounded(self, chosen: Tensor, best: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Raise ``best [n, ...]`` to the bounds; where the bound came first or is greater, the position is -1."""
-        if self.bounds is None or self.bound_positions is None:
-            return best, positions
-        bounds = self.bounds[chosen][:, None]
-        if positions is not None:
-            is_late = positions > self.bound_positions[chosen][:, None]
-            positions = positions.masked_fill((best < bounds) | ((best == bounds) & is_late), -1)
-        return best.maximum(bounds), positions
+            tokens = tokens.mul_(self.factors[rows.view(-1), None])
+        return Block(
+            chosen,
+            tokens.view(chosen.shape[0], length, tokens.shape[1]),
+            rows.sub_(self.origins[chosen, None]),
+            None if self.bounds is None else self.bounds[chosen, None],
+            None if self.bound_positions is None else self.bound_positions[chosen, None],
+        )
 
     def score_vacant(self, scores: Tensor, weight_sums: Tensor | None, empty_score: float) -> None:
         """Write the rows of ``scores [n, columns]`` of documents without a kept token.

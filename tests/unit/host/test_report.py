@@ -48,7 +48,7 @@ def test_the_last_line_of_a_cell_shows_the_table(status):
 
 
 def test_a_terminal_gets_colour(status):
-    console = Console(file=StringIO(), force_terminal=True, color_system="standard", width=120)
+    console = Console(file=StringIO(), force_terminal=True, color_system="standard", width=120, no_color=False)
     console.print(status)
     assert "\x1b[32mpatched" in console.file.getvalue()
 

@@ -310,8 +310,8 @@ import torch
 from li_plugins.ops import dispatch, maxsim, registry
 assert maxsim(torch.ones(1, 2, 3), torch.ones(4, 5, 3)).tolist() == [[6.0] * 4]
 triton = next(kernel for kernel in registry.kernels("maxsim") if kernel.name == "triton")
-implementation, reason = dispatch._loaded(triton)
-assert implementation is None and "triton" in reason, reason
+reason = dispatch._loaded(triton)
+assert "cannot be imported" in reason and "triton" in reason, reason
 assert not any(name.startswith("triton.") for name in sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
