@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from li_plugins.api import Support
 from li_plugins.ops.maxsim.gather import gradients
-from li_plugins.ops.maxsim.kept import compute_dtype, documents_of
+from li_plugins.ops.maxsim.kept import Block, compute_dtype, documents_of
 from li_plugins.ops.maxsim.problem import Layout, Problem
 
 TILE_ELEMENTS = 2**20
@@ -36,24 +36,27 @@ class Blocked:
 
     def forward(self, problem: Problem, want_winners: bool) -> tuple[Tensor, Tensor | None]:
         """Return the scores and, if wanted, the winning document token of every query token."""
+        order = _by_query(problem)
+        if order is not None:
+            listed = replace(problem, **{name: value[order] for name, value in _pairs(problem).items()})
+            scores, winners = self.forward(listed, want_winners)
+            back = order.argsort()
+            return scores[back], None if winners is None else winners[back]
         documents = documents_of(problem, want_winners)
         is_cross = problem.layout in (Layout.CROSS, Layout.PACKED_CROSS)
         columns = problem.scores_shape[0] if is_cross else 1
         dtype, device = compute_dtype(problem.queries.dtype), problem.queries.device
-        longest, width = problem.max_query_length, problem.queries.shape[-1]
+        width = problem.queries.shape[-1]
         scores = torch.zeros(documents.count, columns, dtype=dtype, device=device)
         winners = None
         if want_winners:
-            winners = torch.full((columns, documents.count, longest), -1, dtype=torch.int32, device=device)
+            shape = columns, documents.count, problem.max_query_length
+            winners = torch.full(shape, -1, dtype=torch.int32, device=device)
         scratch = _Scratch(dtype, device)
-        for panel in (_panels(problem) if is_cross else (None,)) if longest else ():
-            rows = longest if panel is None else panel.rows.shape[0]
-            per_document = rows * width if panel is None else rows
-            per_token = max(min(rows, TILE_ROWS), width)
-            for block in documents.blocks(dtype, TILE_ELEMENTS, per_token, per_document):
-                queries = _pair_rows(problem, block.chosen) if panel is None else panel
-                best, slots = _best(block.tokens, queries.rows, scratch, want_winners)
-                best, positions = block.settled(best, slots)
+        for queries, within in _panels(problem) if is_cross else _runs(problem):
+            rows = queries.rows.shape[0]
+            for block in documents.blocks(within, dtype, TILE_ELEMENTS, max(min(rows, TILE_ROWS), width), rows):
+                best, positions = block.settled(*_best(block, queries.rows, scratch, want_winners))
                 scores[block.chosen, queries.columns] = queries.summed(best)
                 if winners is not None and positions is not None:
                     found = queries.arranged(positions)
@@ -75,17 +78,17 @@ KERNEL = Blocked()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _QueryRows:
-    """The query tokens that a block of candidates meets, and how they add up to ``columns`` of the scores."""
+    """Tokens of some queries, and how their best similarities add up to ``columns`` of the scores."""
 
     columns: slice
     rows: Tensor
-    """``[R, d]``: the same for every candidate; ``[n, L, d]``: its own for each."""
+    """``[R, d]``"""
     length: int
     """``L``, the tokens of a query after padding."""
     weights: Tensor | None = None
-    """``[columns, L]`` or ``[n, 1, L]``."""
+    """``[columns, L]``"""
     exists: Tensor | None = None
-    """Which tokens are no padding; shaped as the weights."""
+    """``[columns, L]``: which tokens are no padding."""
     slots: Tensor | None = None
     """``[columns * L]``: the row of each token, where the rows are ragged."""
 
@@ -114,18 +117,20 @@ def _prepared(problem: Problem, rows: Tensor, weights: Tensor | None) -> tuple[T
     return (rows * weights[..., None], None) if problem.rule.name == "ZERO" else (rows, weights)
 
 
-def _panels(problem: Problem) -> Iterator[_QueryRows]:
-    """Yield all queries, some at a time."""
+def _panels(problem: Problem) -> Iterator[tuple[_QueryRows, slice]]:
+    """Yield all queries, some at a time, each with all documents."""
+    everything = slice(0, problem.scores_shape[1])
     if problem.query_offsets is not None:
-        yield from _packed_panels(problem, problem.query_offsets)
+        for panel in _packed_panels(problem, problem.query_offsets):
+            yield panel, everything
         return
     count, length, _ = problem.queries.shape
-    step = max(1, PANEL_ROWS // length)
-    for start in range(0, count, step):
+    step = max(1, PANEL_ROWS // max(1, length))
+    for start in range(0, count if length else 0, step):
         columns = slice(start, min(start + step, count))
         weights = None if problem.query_weights is None else problem.query_weights[columns]
         rows, weights = _prepared(problem, problem.queries[columns], weights)
-        yield _QueryRows(columns, rows.flatten(0, 1), length, weights)
+        yield _QueryRows(columns, rows.flatten(0, 1), length, weights), everything
 
 
 def _packed_panels(problem: Problem, offsets: Tensor) -> Iterator[_QueryRows]:
@@ -144,21 +149,39 @@ def _packed_panels(problem: Problem, offsets: Tensor) -> Iterator[_QueryRows]:
         start = stop
 
 
-def _pair_rows(problem: Problem, chosen: slice | Tensor) -> _QueryRows:
-    """Return each chosen candidate's own query."""
-    weights = problem.query_weights
-    if problem.query_offsets is None:
-        per_query = max(1, problem.documents.shape[1])
-        owners = torch.arange(problem.documents.shape[:2].numel(), device=problem.queries.device)[chosen] // per_query
-        rows, weights = _prepared(problem, problem.queries[owners], None if weights is None else weights[owners])
-        return _QueryRows(slice(0, 1), rows, rows.shape[1], None if weights is None else weights[:, None])
-    assert problem.pair_queries is not None
-    owners = problem.pair_queries[chosen]
-    offsets = problem.query_offsets
-    slots, exists = _padding(offsets[owners], offsets[owners + 1])
-    rows, weights = _prepared(problem, problem.queries[slots], None if weights is None else weights[slots])
-    weights = None if weights is None else weights[:, None]
-    return _QueryRows(slice(0, 1), rows, rows.shape[1], weights, exists[:, None])
+def _runs(problem: Problem) -> Iterator[tuple[_QueryRows, slice]]:
+    """Yield each query with its own candidates."""
+    queries, weights = problem.queries, problem.query_weights
+    if problem.pair_queries is None or problem.query_offsets is None:
+        length, per_query = queries.shape[1], problem.documents.shape[1]
+        spans = [slice(number * length, (number + 1) * length) for number in range(queries.shape[0])]
+        counts = [per_query] * len(spans)
+        queries, weights = queries.flatten(0, 1), None if weights is None else weights.flatten()
+    else:
+        begins = problem.query_offsets.tolist()
+        owners, sizes = torch.unique_consecutive(problem.pair_queries, return_counts=True)
+        spans = [slice(begins[owner], begins[owner + 1]) for owner in owners.tolist()]
+        counts = sizes.tolist()
+    start = 0
+    for span, count in zip(spans, counts, strict=True):
+        rows, factors = _prepared(problem, queries[span], None if weights is None else weights[span])
+        if count and rows.shape[0]:
+            yield _QueryRows(slice(0, 1), rows, rows.shape[0], factors), slice(start, start + count)
+        start += count
+
+
+def _pairs(problem: Problem) -> dict[str, Tensor]:
+    """Return the inputs that have one entry for each listed pair."""
+    listed = {name: getattr(problem, name) for name in ("pair_queries", "pair_documents", "floor")}
+    return {name: value for name, value in listed.items() if value is not None}
+
+
+def _by_query(problem: Problem) -> Tensor | None:
+    """Return an order of the listed pairs in which each query's are together; ``None``: they are."""
+    owners = problem.pair_queries
+    if owners is None or bool((owners[1:] >= owners[:-1]).all()):
+        return None
+    return owners.argsort(stable=True)
 
 
 def _padding(begins: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,46 +198,27 @@ class _Scratch:
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self._memory = torch.empty(0, dtype=dtype, device=device)
 
-    def tile(self, count: int, length: int, span: int) -> Tensor:
+    def tile(self, height: int, width: int) -> Tensor:
         """Return uninitialised memory of this shape; the previous tile is gone."""
-        elements = count * length * span
+        elements = height * width
         if self._memory.numel() < elements:
             self._memory = self._memory.new_empty(elements)
-        return self._memory[:elements].view(count, length, span)
+        return self._memory[:elements].view(height, width)
 
 
-def _best(tokens: Tensor, rows: Tensor, scratch: _Scratch, want_slots: bool) -> tuple[Tensor, Tensor | None]:
-    """Return the best similarity of each query row with each candidate, ``[n, R]``, and the first slot that has it.
-
-    ``tokens [n, L, d]`` meet ``rows [R, d]``, or ``rows [n, R, d]`` one to one.
-    """
-    count, length, _ = tokens.shape
-    total = rows.shape[-2]
-    best = tokens.new_empty(count, total)
-    slots = tokens.new_empty(count, total, dtype=torch.int64) if want_slots else None
-    step = min(TILE_ROWS, max(16, TILE_ELEMENTS // (count * length)))
+def _best(block: Block, rows: Tensor, scratch: _Scratch, want_positions: bool) -> tuple[Tensor, Tensor | None]:
+    """Return the best similarity of each of ``rows [R, d]`` with each document, ``[n, R]``, and where it stands."""
+    tokens, total = block.tokens, rows.shape[0]
+    best = tokens.new_empty(block.count, total)
+    positions = tokens.new_empty(block.count, total, dtype=torch.int64) if want_positions else None
+    step = min(TILE_ROWS, max(16, TILE_ELEMENTS // tokens.shape[0]))
     for start in range(0, total, step):
-        part = rows[..., start : start + step, :]
-        span = part.shape[-2]
-        similarities = scratch.tile(count, length, span)
-        if rows.dim() == 2:
-            torch.mm(tokens.flatten(0, 1), part.T, out=similarities.view(-1, span))
-        else:
-            torch.bmm(tokens, part.mT, out=similarities)
-        columns = best[:, start : start + step]
-        torch.amax(similarities, 1, out=columns)
-        if slots is not None:
-            slots[:, start : start + step] = _first_slot(similarities, columns)
-    return best, slots
-
-
-def _first_slot(similarities: Tensor, best: Tensor) -> Tensor:
-    """Return the first slot of the maximum, ``[n, R]``; overwrites ``similarities [n, L, R]``."""
-    length = similarities.shape[1]
-    if length > 2**24 or bool(best.isnan().any()):  # counted in float32 below, and NaN is not equal to itself
-        return similarities.argmax(1)
-    countdown = torch.arange(length, 0, -1, dtype=best.dtype, device=best.device)[:, None]
-    return length - similarities.eq_(best[:, None]).mul_(countdown).amax(1)
+        part = rows[start : start + step]
+        similarities = torch.mm(tokens, part.T, out=scratch.tile(tokens.shape[0], part.shape[0]))
+        columns = block.greatest(similarities, out=best[:, start : start + step])
+        if positions is not None:
+            positions[:, start : start + step] = block.first_positions(similarities, columns)
+    return best, positions
 
 
 def _weight_sums(problem: Problem) -> Tensor | None:

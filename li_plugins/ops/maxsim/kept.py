@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -51,27 +52,58 @@ def documents_of(problem: Problem, want_positions: bool) -> Whole | Kept:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """Some documents, or pairs, padded to one length."""
+    """Some documents, or pairs, one after the other: the tokens of all, and which are whose."""
 
-    chosen: slice | Tensor
-    """Which ones: a range, or their indices ``[n]``."""
+    chosen: slice
     tokens: Tensor
-    """``[n, length, d]`` in the compute dtype."""
+    """``[T, d]`` in the compute dtype."""
+    owners: Tensor | None = None
+    """``[T]``: the document of each token, counted from the first of the block; ``None``: all have as many tokens."""
     positions: Tensor | None = None
-    """``[n, length]``: the position of each token in its document; ``None``: they count from 0."""
+    """``[T]``: the position of each token in its document, rising; ``None``: each document's count from 0."""
     bounds: Tensor | None = None
     """``[n, 1]``: the least that a best similarity can be (-inf: no bound)."""
     bound_positions: Tensor | None = None
     """``[n, 1]``: where the bound stands among the tokens."""
 
-    def settled(self, best: Tensor, slots: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return the best similarities ``[n, R]`` with the bound among them, and the positions of ``slots``.
+    @property
+    def count(self) -> int:
+        """``n``, how many documents there are."""
+        return self.chosen.stop - self.chosen.start
+
+    def greatest(self, values: Tensor, out: Tensor) -> Tensor:
+        """Write the greatest of each document's ``values [T, R]`` to ``out [n, R]``; -inf where it has no token."""
+        if self.owners is None:
+            return torch.amax(values.view(self.count, -1, values.shape[1]), 1, out=out)
+        return out.fill_(-torch.inf).scatter_reduce_(0, self.owners[:, None].expand_as(values), values, "amax")
+
+    def first_positions(self, values: Tensor, best: Tensor) -> Tensor:
+        """Return where each document's best value stands first, ``[n, R]``, -1 without tokens.
+
+        Overwrites ``values [T, R]``.
+        """
+        has_nan = bool(best.isnan().any())
+        positions = self.positions
+        if positions is None:
+            positions = torch.arange(self.tokens.shape[0] // self.count, device=values.device)
+        if self.owners is None:
+            values = values.view(self.count, positions.shape[0], -1)
+            best_of_token = best[:, None]
+        else:
+            best_of_token = best.index_select(0, self.owners)
+        is_best = (values == best_of_token).logical_or_(values.isnan()) if has_nan else values.eq_(best_of_token)
+        last = int(positions[-1] if self.owners is None else positions.amax()) + 1
+        # Counted down, so that the greatest is the first; exact as far as floating point counts.
+        dtype = values.dtype if last < 2**24 else torch.float64
+        countdown = is_best.to(dtype).mul_((last - positions)[:, None])
+        countdown = self.greatest(countdown.flatten(0, -2), best.new_empty(best.shape, dtype=dtype))
+        return torch.where(countdown > 0, last - countdown, -1).long()
+
+    def settled(self, best: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the best similarities ``[n, R]`` with the bound among them, and their positions.
 
         The position is -1 where the bound is greater, or equal and earlier.
         """
-        positions = slots
-        if slots is not None and self.positions is not None:
-            positions = self.positions.gather(1, slots)
         if self.bounds is None or self.bound_positions is None:
             return best, positions
         if positions is not None:
@@ -89,14 +121,15 @@ class Whole:
     count: int
     length: int
 
-    def blocks(self, dtype: torch.dtype, elements: int, per_token: int, per_document: int) -> Iterator[Block]:
+    def blocks(
+        self, within: slice, dtype: torch.dtype, elements: int, per_token: int, per_document: int
+    ) -> Iterator[Block]:
         """Yield ranges of documents; see ``Kept.blocks``."""
-        length, width = self.length, self.table.shape[1]
+        length = self.length
         step = max(1, elements // max(1, length * per_token, per_document))
-        for start in range(0, self.count if length else 0, step):
-            stop = min(start + step, self.count)
-            tokens = self.table[start * length : stop * length].to(dtype)
-            yield Block(slice(start, stop), tokens.view(stop - start, length, width))
+        for start in range(within.start, within.stop if length else 0, step):
+            stop = min(start + step, within.stop)
+            yield Block(slice(start, stop), self.table[start * length : stop * length].to(dtype))
 
     def score_vacant(self, scores: Tensor, weight_sums: Tensor | None, empty_score: float) -> None:
         """Write ``scores [n, columns]`` of documents without tokens."""
@@ -104,7 +137,7 @@ class Whole:
             scores.fill_(empty_score)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Kept:
     """Documents by their kept tokens, one for each pair where the layout lists pairs; ``[n]`` each.
 
@@ -195,35 +228,65 @@ class Kept:
         """How many documents, or pairs, there are."""
         return self.lengths.shape[0]
 
-    def blocks(self, dtype: torch.dtype, elements: int, per_token: int, per_document: int) -> Iterator[Block]:
-        """Yield documents of similar length, tokens cast to ``dtype``.
+    def blocks(
+        self, within: slice, dtype: torch.dtype, elements: int, per_token: int, per_document: int
+    ) -> Iterator[Block]:
+        """Yield ranges of documents ``within`` the given one, tokens cast to ``dtype``.
 
         A block has one document, or as many as take at most ``elements``: the larger of ``per_token`` for each token
-        and ``per_document`` for each document. Documents without a token are in none.
+        and ``per_document`` for each document.
         """
-        order = torch.argsort(self.lengths, descending=True, stable=True)
-        negated = (-self.lengths[order]).tolist()
-        start, end = 0, bisect_right(negated, -1)
-        while start < end:
-            length = -negated[start]
-            similar = bisect_right(negated, length // 8 - length)
-            stop = min(similar, start + max(1, elements // max(1, length * per_token, per_document)))
-            yield self._block(order[start:stop], length, dtype)
+        ends = self.ends
+        start = within.start
+        while start < within.stop:
+            begin = ends[start]
+            stop = bisect_right(ends, begin + elements // per_token, start + 1, within.stop + 1) - 1
+            stop = max(start + 1, min(stop, start + elements // max(1, per_document)))
+            if ends[stop] > begin:
+                yield self._block(slice(start, stop), dtype)
             start = stop
 
-    def _block(self, chosen: Tensor, length: int, dtype: torch.dtype) -> Block:
-        # shorter documents repeat their last token: the maximum and its first position stay what they are
-        slots = torch.arange(length, device=chosen.device).minimum(self.lengths[chosen, None] - 1)
-        rows = slots.add_(self.starts[chosen, None])
+    @cached_property
+    def ends(self) -> list[int]:
+        """How many tokens are kept of the documents before each, and of all."""
+        return [0, *self.lengths.cumsum(0).tolist()]
+
+    @cached_property
+    def is_in_order(self) -> bool:
+        """Whether each document's kept rows follow those of the one before it."""
+        return bool((self.starts[1:] == (self.starts + self.lengths)[:-1]).all())
+
+    @cached_property
+    def start(self) -> int:
+        """Where the first document's rows begin."""
+        return int(self.starts[0])
+
+    def _block(self, chosen: slice, dtype: torch.dtype) -> Block:
+        first, last = self.ends[chosen.start], self.ends[chosen.stop]
+        owners = None
+        if chosen.stop - chosen.start > 1:
+            owners = torch.repeat_interleave(self.lengths[chosen], output_size=last - first)
+        places: slice | Tensor = slice(self.start + first, self.start + last)
+        if not self.is_in_order:
+            places = torch.arange(first, last, device=self.table.device)
+            shift = self.starts[chosen] - self.lengths[chosen].cumsum(0) + self.lengths[chosen] - first
+            places += shift if owners is None else shift.index_select(0, owners)
         if self.rows is not None:
-            rows = self.rows[rows]
-        tokens = self.table.index_select(0, rows.view(-1)).to(dtype)
+            places = self.rows[places]
+        tokens = (self.table[places] if isinstance(places, slice) else self.table.index_select(0, places)).to(dtype)
         if self.factors is not None:
-            tokens = tokens.mul_(self.factors[rows.view(-1), None])
+            tokens = tokens * self.factors[places, None]
+        positions = None
+        if owners is not None or self.rows is not None:
+            if isinstance(places, slice):
+                places = torch.arange(places.start, places.stop, device=self.table.device)
+            origins = self.origins[chosen]
+            positions = places - (origins if owners is None else origins.index_select(0, owners))
         return Block(
             chosen,
-            tokens.view(chosen.shape[0], length, tokens.shape[1]),
-            rows.sub_(self.origins[chosen, None]),
+            tokens,
+            owners,
+            positions,
             None if self.bounds is None else self.bounds[chosen, None],
             None if self.bound_positions is None else self.bound_positions[chosen, None],
         )
