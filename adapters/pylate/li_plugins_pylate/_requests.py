@@ -108,7 +108,7 @@ def packed(
     multiplied = as_multiplied(queries.tokens, documents.tokens, query_rank=2, document_rank=2)
     if isinstance(multiplied, Decline):
         return multiplied
-    request = {
+    request: Request = {
         "queries": multiplied[0],
         "documents": multiplied[1],
         "query_offsets": queries.offsets,

@@ -38,8 +38,8 @@ class Candidate(NamedTuple):
     """Whether PyLate pads it to the longest candidate of its query: zero rows, which a query token may prefer."""
 
 
-class Reranking(NamedTuple):
-    """What ``rerank`` was asked for, converted."""
+class Group(NamedTuple):
+    """Some of the queries that ``rerank`` was given, converted."""
 
     ids: list[Any]
     """Per query, the ids of its documents."""
@@ -49,8 +49,6 @@ class Reranking(NamedTuple):
     """Query after query."""
     counts: list[int]
     """Candidates per query."""
-    device: Any
-    """Where to compute, ``None`` for where the queries are."""
 
 
 def rerank(
@@ -60,23 +58,21 @@ def rerank(
     device: str | None = None,
 ) -> list[list[dict[str, Any]]] | Decline:
     """Sort each query's documents by score: ``[[{"id": ..., "score": ...}, ...], ...]``, the best first."""
-    reranking = _prepared(documents_ids, queries_embeddings, documents_embeddings, device)
-    if isinstance(reranking, Decline):
-        return reranking
-    scores = []
-    with torch.no_grad():
-        for request in _requests_of(reranking):
-            if isinstance(request, Decline):
-                return request
-            scores.append(maxsim_packed(**request))
-    if not scores:
-        return []
     results = []
-    for ids, query_scores in zip(reranking.ids, torch.cat(scores).cpu().split(reranking.counts), strict=True):
-        best, order = torch.sort(query_scores, descending=True)
-        results.append(
-            [{"id": ids[index], "score": score} for index, score in zip(order.tolist(), best.tolist(), strict=True)]
-        )
+    for group in _groups(documents_ids, queries_embeddings, documents_embeddings):
+        if isinstance(group, Decline):
+            return group
+        scores = []
+        with torch.no_grad():
+            for request in _requests_of(group, device):
+                if isinstance(request, Decline):
+                    return request
+                scores.append(maxsim_packed(**request))
+        for ids, query_scores in zip(group.ids, torch.cat(scores).cpu().split(group.counts), strict=True):
+            best, order = torch.sort(query_scores, descending=True)
+            results.append(
+                [{"id": ids[index], "score": score} for index, score in zip(order.tolist(), best.tolist(), strict=True)]
+            )
     return results
 
 
@@ -87,27 +83,30 @@ def explain_rerank(
     device: str | None = None,
 ) -> object:
     """Say which kernel ``rerank`` would use, or why PyLate's own code would run."""
-    reranking = _prepared(documents_ids, queries_embeddings, documents_embeddings, device)
-    if isinstance(reranking, Decline):
-        return reranking
-    with torch.no_grad():
-        request = next(_requests_of(reranking), None)
-    if request is None:
-        return "no query: nothing to compute"
-    return request if isinstance(request, Decline) else explain_maxsim_packed(**request)
+    first: object = "no query: nothing to compute"
+    for number, group in enumerate(_groups(documents_ids, queries_embeddings, documents_embeddings)):
+        if isinstance(group, Decline):
+            return group
+        with torch.no_grad():
+            for request in _requests_of(group, device):
+                if isinstance(request, Decline):
+                    return request
+                if number == 0:
+                    first = explain_maxsim_packed(**request)
+    return first
 
 
-def _prepared(
-    documents_ids: Any, queries_embeddings: Any, documents_embeddings: Any, device: Any
-) -> Reranking | Decline:
+def _groups(documents_ids: Any, queries_embeddings: Any, documents_embeddings: Any) -> Iterator[Group | Decline]:
+    """Yield as many queries at a time as fill a launch, or one that fills more."""
     refusal = (
         _requests.named_backend(None)
         or _requests.foreign(_rank.colbert_scores)
         or _requests.unreadable(documents_ids, queries_embeddings, documents_embeddings)
     )
     if refusal:
-        return refusal
-    ids, queries, candidates, counts = [], [], [], []
+        yield refusal
+        return
+    group, size = Group([], [], [], []), 0
     # PyLate pairs the three as far as the shortest goes.
     for query, query_ids, documents in zip(
         _rank.reshape_embeddings(queries_embeddings),
@@ -115,52 +114,70 @@ def _prepared(
         _rank.reshape_embeddings(documents_embeddings),
         strict=False,
     ):
-        refusal = _requests.unreadable(documents)
-        if refusal:
-            return refusal
-        documents = [convert_to_tensor(document) for document in documents]
-        refusal = _requests.unlike("documents", documents) if documents else Decline("a query without documents")
-        if refusal:
-            return refusal
-        longest = max(len(document) for document in documents)
-        if longest == 0:
-            return Decline("documents without tokens have no best token")
-        candidates += [Candidate(len(queries), document, len(document) < longest) for document in documents]
-        counts.append(len(documents))
-        queries.append(convert_to_tensor(query))
-        ids.append(query_ids)
-    if queries:
-        # PyLate never compares one query's documents with another's; one launch for all of them has to.
-        refusal = _requests.unlike("queries", queries) or _requests.unlike(
-            "documents", [candidate.document for candidate in candidates]
-        )
-    return refusal or Reranking(ids, queries, candidates, counts, device)
+        tensors = _tensors(documents)
+        if isinstance(tensors, Decline):
+            yield tensors
+            return
+        addition = sum(map(_size, tensors))
+        if group.ids and size + addition > BYTES_PER_LAUNCH:
+            yield _alike(group)
+            group, size = Group([], [], [], []), 0
+        longest = max(map(len, tensors))
+        group.candidates.extend(Candidate(len(group.ids), tensor, len(tensor) < longest) for tensor in tensors)
+        group.counts.append(len(tensors))
+        group.queries.append(convert_to_tensor(query))
+        group.ids.append(query_ids)
+        size += addition
+    if group.ids:
+        yield _alike(group)
 
 
-def _requests_of(reranking: Reranking) -> Iterator[Request | Decline]:
+def _tensors(documents: Any) -> list[Tensor] | Decline:
+    """Return the documents of one query; at least one has a token."""
+    refusal = _requests.unreadable(documents)
+    if refusal:
+        return refusal
+    tensors = [convert_to_tensor(document) for document in documents]
+    refusal = _requests.unlike("documents", tensors) if tensors else Decline("a query without documents")
+    if refusal:
+        return refusal
+    return tensors if any(map(len, tensors)) else Decline("documents without tokens have no best token")
+
+
+def _size(embeddings: Tensor) -> int:
+    return embeddings.numel() * embeddings.element_size()
+
+
+def _alike(group: Group) -> Group | Decline:
+    """Return the group, if one launch can take it: PyLate never compares one query's documents with another's."""
+    documents = [candidate.document for candidate in group.candidates]
+    return _requests.unlike("queries", group.queries) or _requests.unlike("documents", documents) or group
+
+
+def _requests_of(group: Group, device: Any) -> Iterator[Request | Decline]:
     """Yield one request for each run of candidates that fits a launch; their scores come in the candidates' order."""
-    for run in _runs(reranking.candidates):
+    for run in _runs(group.candidates):
         first, last = run[0].query, run[-1].query
-        queries = _requests.concatenated(reranking.queries[first : last + 1], reranking.device)
-        device = queries.tokens.device
+        queries = _requests.concatenated(group.queries[first : last + 1], device)
+        where = queries.tokens.device
         yield _requests.packed(
             queries,
-            _requests.concatenated([candidate.document for candidate in run], device),
+            _requests.concatenated([candidate.document for candidate in run], where),
             pairs=(
-                torch.tensor([candidate.query - first for candidate in run], device=device),
-                torch.arange(len(run), device=device),
+                torch.tensor([candidate.query - first for candidate in run], device=where),
+                torch.arange(len(run), device=where),
             ),
-            floor=torch.tensor([candidate.shorter for candidate in run], device=device),
+            floor=torch.tensor([candidate.shorter for candidate in run], device=where),
         )
 
 
 def _runs(candidates: Sequence[Candidate]) -> Iterator[Sequence[Candidate]]:
     start = size = 0
     for stop, candidate in enumerate(candidates):
-        document = candidate.document
-        size += document.numel() * document.element_size()
+        addition = _size(candidate.document)
+        size += addition
         if size > BYTES_PER_LAUNCH and stop > start:
             yield candidates[start:stop]
-            start, size = stop, document.numel() * document.element_size()
+            start, size = stop, addition
     if start < len(candidates):
         yield candidates[start:]

@@ -38,8 +38,7 @@ class Blocked:
         """Return the scores and, if wanted, the winning document token of every query token."""
         order = _by_query(problem)
         if order is not None:
-            listed = replace(problem, **{name: value[order] for name, value in _pairs(problem).items()})
-            scores, winners = self.forward(listed, want_winners)
+            scores, winners = self.forward(_reordered(problem, order), want_winners)
             back = order.argsort()
             return scores[back], None if winners is None else winners[back]
         documents = documents_of(problem, want_winners)
@@ -170,18 +169,23 @@ def _runs(problem: Problem) -> Iterator[tuple[_QueryRows, slice]]:
         start += count
 
 
-def _pairs(problem: Problem) -> dict[str, Tensor]:
-    """Return the inputs that have one entry for each listed pair."""
-    listed = {name: getattr(problem, name) for name in ("pair_queries", "pair_documents", "floor")}
-    return {name: value for name, value in listed.items() if value is not None}
-
-
 def _by_query(problem: Problem) -> Tensor | None:
     """Return an order of the listed pairs in which each query's are together; ``None``: they are."""
     owners = problem.pair_queries
     if owners is None or bool((owners[1:] >= owners[:-1]).all()):
         return None
     return owners.argsort(stable=True)
+
+
+def _reordered(problem: Problem, order: Tensor) -> Problem:
+    """Return the problem with its listed pairs in another order."""
+    assert problem.pair_queries is not None and problem.pair_documents is not None
+    return replace(
+        problem,
+        pair_queries=problem.pair_queries[order],
+        pair_documents=problem.pair_documents[order],
+        floor=None if problem.floor is None else problem.floor[order],
+    )
 
 
 def _padding(begins: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
