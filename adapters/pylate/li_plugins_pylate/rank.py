@@ -12,7 +12,7 @@ from pylate.utils.tensor import convert_to_tensor
 from torch import Tensor
 
 from li_plugins.api import Decline
-from li_plugins.ops import explain_maxsim_packed, maxsim_packed
+from li_plugins.ops import arguments, explain_maxsim_packed, maxsim_packed
 from li_plugins_pylate import _requests
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _tensors(documents: Any) -> list[Tensor] | Decline:
     if refusal:
         return refusal
     tensors = [convert_to_tensor(document) for document in documents]
-    refusal = _requests.unlike("documents", tensors) if tensors else Decline("a query without documents")
+    refusal = arguments.unlike("documents", tensors) if tensors else Decline("a query without documents")
     if refusal:
         return refusal
     return tensors if any(map(len, tensors)) else Decline("documents without tokens have no best token")
@@ -151,18 +151,18 @@ def _size(embeddings: Tensor) -> int:
 def _alike(group: Group) -> Group | Decline:
     """Return the group, if one launch can take it: PyLate never compares one query's documents with another's."""
     documents = [candidate.document for candidate in group.candidates]
-    return _requests.unlike("queries", group.queries) or _requests.unlike("documents", documents) or group
+    return arguments.unlike("queries", group.queries) or arguments.unlike("documents", documents) or group
 
 
 def _requests_of(group: Group, device: Any) -> Iterator[Request | Decline]:
     """Yield one request for each run of candidates that fits a launch; their scores come in the candidates' order."""
     for run in _runs(group.candidates):
         first, last = run[0].query, run[-1].query
-        queries = _requests.concatenated(group.queries[first : last + 1], device)
+        queries = arguments.concatenated(group.queries[first : last + 1], device)
         where = queries.tokens.device
         yield _requests.packed(
             queries,
-            _requests.concatenated([candidate.document for candidate in run], where),
+            arguments.concatenated([candidate.document for candidate in run], where),
             pairs=(
                 torch.tensor([candidate.query - first for candidate in run], device=where),
                 torch.arange(len(run), device=where),

@@ -11,7 +11,7 @@ from pylate.utils.tensor import convert_to_tensor
 from torch import Tensor
 
 from li_plugins.api import Decline
-from li_plugins.ops import explain_maxsim, explain_maxsim_packed, maxsim, maxsim_packed
+from li_plugins.ops import arguments, explain_maxsim, explain_maxsim_packed, maxsim, maxsim_packed
 from li_plugins_pylate import _requests
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _groups(queries: Any, documents: Any, queries_mask: Any, documents_mask: Any
     if refusal:
         return refusal
     documents = convert_to_tensor(documents)
-    if type(documents) not in _requests.PLAIN_TENSORS or documents.ndim != 4:
+    if type(documents) not in arguments.PLAIN_TENSORS or documents.ndim != 4:
         return Decline("documents of ColBERTScores are no plain tensor of rank 4")
     if 0 in documents.shape[:2]:
         return Decline(f"documents of shape {tuple(documents.shape)}: no columns to arrange")
@@ -144,7 +144,7 @@ def _groups(queries: Any, documents: Any, queries_mask: Any, documents_mask: Any
         if isinstance(documents_mask, list):
             return Decline("documents_mask is a list")
         documents_mask = convert_to_tensor(documents_mask)
-        if type(documents_mask) not in _requests.PLAIN_TENSORS or documents_mask.shape[:2] != documents.shape[:2]:
+        if type(documents_mask) not in arguments.PLAIN_TENSORS or documents_mask.shape[:2] != documents.shape[:2]:
             return Decline("documents_mask is no plain tensor with one entry for each document")
         documents_mask = documents_mask.flatten(0, 1)
     return _cross(queries, documents.flatten(0, 1), queries_mask, documents_mask, backend)

@@ -1,0 +1,106 @@
+"""A library's tensors as the operations take them: lowered as by autocast, put one after the other, or declined."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from li_plugins.api import Decline
+
+PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
+"""Subclasses may give ``einsum`` a meaning of their own."""
+
+
+class Ragged(NamedTuple):
+    """Token embeddings of several texts, one after the other."""
+
+    tokens: Tensor
+    """``[total length, d]``"""
+    offsets: Tensor
+    """``[texts + 1]``, int64, on the device of the tokens."""
+    longest: int
+    shortest: int
+    """Lengths, in tokens."""
+
+
+def as_multiplied(
+    queries: Any, documents: Any, *, query_rank: int, document_rank: int
+) -> tuple[Tensor, Tensor] | Decline:
+    """Return the embeddings as a library's ``einsum`` multiplies them: as they are, or lowered by autocast."""
+    for side, embeddings, rank in (("queries", queries, query_rank), ("documents", documents, document_rank)):
+        if type(embeddings) not in PLAIN_TENSORS:
+            return Decline(f"{side} of type {type(embeddings).__name__}: needs a plain tensor")
+        if embeddings.ndim != rank:
+            return Decline(f"{side} of rank {embeddings.ndim}: needs rank {rank}")
+        if embeddings.layout is not torch.strided or embeddings.is_nested:
+            return Decline(f"{side} of layout {embeddings.layout}: needs a dense tensor")
+    if queries.device != documents.device:
+        return Decline(f"queries on {queries.device}, documents on {documents.device}")
+    width = queries.shape[-1]
+    if documents.shape[-1] != width:
+        return Decline(f"queries of dimension {width}, documents of dimension {documents.shape[-1]}")
+    if width == 0:
+        return Decline("embeddings of dimension 0")
+    lowered = autocast_dtype(queries.device)
+    if lowered is not None:
+        if width == 1:
+            return Decline("embeddings of dimension 1: einsum does not lower them under autocast")
+        queries, documents = lower(queries, lowered), lower(documents, lowered)
+    if queries.dtype != documents.dtype:
+        return Decline(f"queries of dtype {queries.dtype}, documents of dtype {documents.dtype}")
+    if not queries.is_floating_point():
+        return Decline(f"dtype {queries.dtype}: MaxSim needs a floating dtype")
+    return queries, documents
+
+
+def factors(name: str, mask: Any, embeddings: Tensor) -> Tensor | Decline | None:
+    """Return a mask with one factor for each token, a dimension of size 1 standing for all; ``None`` stays ``None``."""
+    if mask is None:
+        return None
+    tokens = embeddings.shape[:-1]
+    if type(mask) not in PLAIN_TENSORS or mask.layout is not torch.strided:
+        return Decline(f"{name} is no plain dense tensor")
+    if mask.ndim != len(tokens) or any(given not in (1, size) for given, size in zip(mask.shape, tokens, strict=True)):
+        return Decline(f"{name} of shape {tuple(mask.shape)} for tokens of shape {tuple(tokens)}")
+    if mask.device != embeddings.device:
+        return Decline(f"{name} on {mask.device}, embeddings on {embeddings.device}")
+    if mask.dtype.is_complex:
+        return Decline(f"{name} of dtype {mask.dtype}: needs real or bool factors")
+    if mask.requires_grad:
+        return Decline(f"{name} requires a gradient")
+    return mask.expand(tokens)
+
+
+def concatenated(texts: Sequence[Tensor], device: Any = None) -> Ragged:
+    """Copy texts ``[length, d]`` into one block, on ``device`` or where they are; at least one text."""
+    lengths = [len(text) for text in texts]
+    tokens = torch.cat(list(texts))
+    tokens = tokens if device is None else tokens.to(device)
+    return Ragged(tokens, torch.tensor([0, *accumulate(lengths)], device=tokens.device), max(lengths), min(lengths))
+
+
+def unlike(side: str, texts: Sequence[Any]) -> Decline | None:
+    """Decline texts that are not all ``[length, d]`` of one ``d``, dtype and device; at least one text."""
+    first = texts[0]
+    for text in texts:
+        if type(text) not in PLAIN_TENSORS or text.ndim != 2:
+            return Decline(f"{side}: a text is no plain tensor [length, d]")
+        if text.shape[1] != first.shape[1] or text.dtype != first.dtype or text.device != first.device:
+            return Decline(f"{side}: the texts differ in dimension, dtype or device")
+    return None
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """Return the dtype that autocast multiplies in on a device, ``None`` where it is off."""
+    if device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return None
+
+
+def lower(embeddings: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast what autocast casts: every floating dtype but float64."""
+    return embeddings.to(dtype) if embeddings.is_floating_point() and embeddings.dtype != torch.float64 else embeddings
