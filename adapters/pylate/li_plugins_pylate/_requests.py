@@ -142,7 +142,12 @@ def foreign(function: Any) -> Decline | None:
 
 
 def _factors(name: str, mask: Any, embeddings: Tensor) -> Tensor | Decline | None:
-    return None if mask is None else arguments.factors(name, convert_to_tensor(mask), embeddings)
+    if mask is None:
+        return None
+    converted = convert_to_tensor(mask)
+    if converted is None:
+        return Decline(f"{name} of type {type(mask).__name__}: PyLate's own error is the answer")
+    return arguments.factors(name, converted, embeddings)
 
 
 def score_dtype(queries: Tensor, *masks: Tensor | None) -> torch.dtype:
