@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from parity import assert_parity, call_unpatched
 from test_pylate_rank import assert_same, collection, deep
 from test_pylate_scores import KINDS, MASKS, Kind, embeddings
+
+from li_plugins.testing.parity import assert_parity, call_unpatched
 
 pytestmark = [
     pytest.mark.gpu,

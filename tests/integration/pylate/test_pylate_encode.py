@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from parity import call_unpatched
 from pylate.losses.contrastive import extract_skiplist_mask
 from pylate.models import ColBERT
+
+from li_plugins.testing.parity import call_unpatched
 
 DTYPES = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.float32, torch.float64]
 SKIPLISTS = {

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from parity import assert_parity, call_unpatched
 from pylate import evaluation, losses
 from pylate.scores import SimilarityFunction, colbert_kd_scores, colbert_scores, colbert_scores_pairwise
 
 import li_plugins
+from li_plugins.testing.parity import assert_parity, call_unpatched
 
 pytestmark = pytest.mark.switches
 

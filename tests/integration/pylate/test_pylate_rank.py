@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from parity import call_unpatched
 from torch import Tensor
 
 import li_plugins
+from li_plugins.testing.parity import call_unpatched
 
 Arguments = tuple[list[list[str]], list[Any], list[Any]]
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from parity import assert_parity, call_unpatched, run
 from torch import Tensor
 
 import li_plugins
+from li_plugins.testing.parity import assert_parity, call_unpatched, run
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 BOTH_GRADS = (True, True)

@@ -16,9 +16,9 @@ from li_plugins.testing.oracle import judge
 ROUNDINGS = 4
 """Rounding steps of the largest value that are always granted: sums of hundreds of terms are added in another order."""
 
-
-LEAVES = ("colbert_scores", "colbert_kd_scores", "colbert_scores_pairwise", "skiplist_mask")
-"""Targets that call no other target."""
+LEAVES: set[str] = set()
+"""Names of targets that call no other target: their originals are called directly, which is quick. For a suite to fill.
+"""
 
 
 class Run(NamedTuple):
@@ -70,7 +70,7 @@ def exactly(value: Any, rounded: torch.dtype | None = None) -> Any:
 
 
 def call_unpatched(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-    """Call a function as if PyLate were not patched."""
+    """Call a function as if its library were not patched."""
     with unpatched(function) as original:
         return original(*arguments, **keywords)
 
@@ -97,8 +97,8 @@ def assert_parity(
         ("scores", ours.scores, library.scores, truth.scores),
         *(("gradient", *grads) for grads in zip(ours.grads, library.grads, truth.grads, strict=True)),
     ):
-        assert (mine is None) == (theirs is None), kind
-        if mine is not None:
+        assert (mine is None) == (theirs is None) == (exact is None), kind
+        if mine is not None and theirs is not None and exact is not None:
             assert mine.dtype == theirs.dtype, kind
             assert mine.device == theirs.device, kind
             assert mine.shape == theirs.shape, kind
