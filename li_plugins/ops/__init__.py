@@ -14,13 +14,17 @@ from li_plugins.ops.maxsim import (
     supports_maxsim,
     supports_maxsim_packed,
 )
+from li_plugins.ops.smooth_maxsim import explain_smooth_maxsim, smooth_maxsim, supports_smooth_maxsim
 
 __all__ = [
     "MaskRule",
     "explain_maxsim",
     "explain_maxsim_packed",
+    "explain_smooth_maxsim",
     "maxsim",
     "maxsim_packed",
+    "smooth_maxsim",
     "supports_maxsim",
     "supports_maxsim_packed",
+    "supports_smooth_maxsim",
 ]

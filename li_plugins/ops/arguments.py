@@ -75,6 +75,20 @@ def factors(name: str, mask: Any, embeddings: Tensor) -> Tensor | Decline | None
     return mask.expand(tokens)
 
 
+def score_dtype(queries: Tensor, *masks: Tensor | None) -> torch.dtype:
+    """Return the dtype of a library's scores: torch's promotion of similarities and masks, then what autocast sums in.
+
+    Autocast sums in float32 on CUDA; on the CPU it leaves the sum alone.
+    """
+    dtype = queries.dtype
+    for mask in masks:
+        if mask is not None:
+            dtype = torch.promote_types(dtype, mask.dtype)
+    if queries.device.type == "cuda" and dtype is not torch.float64 and autocast_dtype(queries.device) is not None:
+        return torch.float32
+    return dtype
+
+
 def concatenated(texts: Sequence[Tensor], device: Any = None) -> Ragged:
     """Copy texts ``[length, d]`` into one block, on ``device`` or where they are; at least one text."""
     lengths = [len(text) for text in texts]

@@ -40,6 +40,22 @@ BUILTIN = (
         dtypes=("float16", "bfloat16", "float32", "float64"),
         priority=-100,
     ),
+    Kernel(
+        op="smooth_maxsim",
+        name="blocked",
+        load="li_plugins.ops.smooth_maxsim.blocked:KERNEL",
+        devices=("cpu", "cuda"),
+        dtypes=("float16", "bfloat16", "float32", "float64"),
+        priority=0,
+    ),
+    Kernel(
+        op="smooth_maxsim",
+        name="reference",
+        load="li_plugins.ops.smooth_maxsim.reference:KERNEL",
+        devices=("cpu", "cuda"),
+        dtypes=("float16", "bfloat16", "float32", "float64"),
+        priority=-100,
+    ),
 )
 
 

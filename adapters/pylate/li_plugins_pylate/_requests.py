@@ -63,7 +63,7 @@ def dense(
     document_factors = _factors("documents_mask", documents_mask, documents)
     if isinstance(document_factors, Decline):
         return document_factors
-    out_dtype = score_dtype(queries, query_weights, document_factors)
+    out_dtype = arguments.score_dtype(queries, query_weights, document_factors)
     if out_dtype is torch.float64 and queries.dtype is not torch.float64:
         return Decline(f"a float64 mask makes PyLate sum in float64 what {queries.dtype} embeddings gave")
 
@@ -101,7 +101,7 @@ def packed(
         "document_offsets": documents.offsets,
         "pairs": pairs,
         "floor": floor,
-        "out_dtype": score_dtype(multiplied[0]),
+        "out_dtype": arguments.score_dtype(multiplied[0]),
         "max_query_length": queries.longest,
         "max_document_length": documents.longest,
     }
@@ -148,21 +148,3 @@ def _factors(name: str, mask: Any, embeddings: Tensor) -> Tensor | Decline | Non
     if converted is None:
         return Decline(f"{name} of type {type(mask).__name__}: PyLate's own error is the answer")
     return arguments.factors(name, converted, embeddings)
-
-
-def score_dtype(queries: Tensor, *masks: Tensor | None) -> torch.dtype:
-    """Return the dtype of PyLate's scores: torch's promotion of similarities and masks, then what autocast sums in.
-
-    Autocast sums in float32 on CUDA; on the CPU it leaves the sum alone.
-    """
-    dtype = queries.dtype
-    for mask in masks:
-        if mask is not None:
-            dtype = torch.promote_types(dtype, mask.dtype)
-    if (
-        queries.device.type == "cuda"
-        and dtype is not torch.float64
-        and arguments.autocast_dtype(queries.device) is not None
-    ):
-        return torch.float32
-    return dtype

@@ -10,6 +10,7 @@ from torch import Tensor
 from li_plugins.api import Support
 from li_plugins.errors import BadInput
 from li_plugins.ops import dispatch
+from li_plugins.ops.autograd import wants_gradient
 from li_plugins.ops.masks import MaskRule
 from li_plugins.ops.maxsim import autograd, contract
 from li_plugins.ops.maxsim.problem import Layout, Problem
@@ -256,4 +257,4 @@ def explain_maxsim_packed(
 
 
 def _phase(problem: Problem) -> dispatch.Phase:
-    return "winners" if autograd.wants_winners(problem) else "scores"
+    return "winners" if wants_gradient(problem) else "scores"

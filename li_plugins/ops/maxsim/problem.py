@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,6 +43,8 @@ class Problem:
     -1 where no token gets a gradient (nothing to choose from, the floor or a fill won). Shape: scores' shape plus
     ``[Lq]`` (dense) or ``[max_query_length]`` (packed; -1 past the length of a query).
     """
+
+    winners_dtype: ClassVar[torch.dtype] = torch.int32
 
     layout: Layout
     queries: Tensor
