@@ -1,0 +1,216 @@
+"""How a call over whole collections becomes launches: padded batches in one, ragged lists in runs without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sentence_transformers.util import similarity as _similarity
+from sentence_transformers.util.tensor import _convert_to_tensor
+from torch import Tensor
+
+from li_plugins.api import Decline
+from li_plugins.ops import arguments, explain_maxsim, explain_maxsim_packed, maxsim, maxsim_packed
+from li_plugins.ops.arguments import Ragged
+from li_plugins_sentence_transformers import _lists, _requests
+
+
+class Launch(NamedTuple):
+    """One call of an operation."""
+
+    operation: Callable[..., Tensor]
+    explain: Callable[..., Any]
+    request: _requests.Request
+    without_tokens: Tensor | None
+    """Bool: which documents are empty; ``None`` where none can be."""
+
+    def scores(self) -> Tensor:
+        """Return ``[A, B]``, ``[A, K]``, or ``[A]`` for pairs."""
+        return _requests.filled(self.operation(**self.request), self.without_tokens)
+
+
+Launches = Iterator[Launch | Decline]
+"""Launches of the documents in their order, or a ``Decline`` in place of the first."""
+
+
+def cross(a: Any, b: Any, a_mask: Any, b_mask: Any, chunk_elements: int | None, device: Any) -> Launches:
+    """Yield launches of all queries with all documents; the arguments are those of the library's ``maxsim``."""
+    refusal = (
+        _requests.foreign(_similarity._maxsim_score_documents, "_maxsim_score_documents")
+        or _unreadable("queries", a, a_mask)
+        or _unreadable("documents", b, b_mask)
+    )
+    if refusal:
+        yield refusal
+        return
+    where = home(b, a) if device is None else torch.device(device)
+    (a, a_mask), (b, b_mask) = _batch(a, a_mask), _batch(b, b_mask)
+    if isinstance(b, list):
+        yield from _ragged_documents(a, b, a_mask, b_mask, chunk_elements, where)
+    elif isinstance(a, list):
+        yield Decline("a list of queries against a padded batch of documents: the library pads the queries")
+    else:
+        yield padded(a, b, a_mask, b_mask, where, document_rank=3)
+
+
+def pairwise(a: Any, b: Any, a_mask: Any, b_mask: Any, chunk_elements: int | None, device: Any) -> Launches:
+    """Yield launches of the first query with the first document and so on, as ``maxsim_pairwise`` takes them."""
+    refusal = (
+        _requests.foreign(_similarity._maxsim_score_pairs, "_maxsim_score_pairs")
+        or _unreadable("queries", a, a_mask)
+        or _unreadable("documents", b, b_mask)
+    )
+    if refusal:
+        yield refusal
+        return
+    where = home(b, a) if device is None else torch.device(device)
+    (a, a_mask), (b, b_mask) = _batch(a, a_mask), _batch(b, b_mask)
+    if len(a) != len(b):
+        yield Decline(f"{len(a)} queries and {len(b)} documents are no pairs")
+    elif isinstance(a, list) and isinstance(b, list):
+        yield from _ragged_pairs(a, b, a_mask, b_mask, chunk_elements, where)
+    elif isinstance(a, list) or isinstance(b, list):
+        yield Decline("pairs of a list and a padded batch: the library pads the list")
+    else:
+        yield padded(a, b.unsqueeze(1), a_mask, _requests.one_candidate(b_mask), where, document_rank=4)
+
+
+def padded(
+    a: Tensor, b: Tensor, a_mask: Any, b_mask: Any, where: torch.device, *, document_rank: int
+) -> Launch | Decline:
+    """Return the launch of padded batches; without a mask, zero rows are padding, as in the library."""
+    refusal = _unlaunchable("queries", a, a_mask, 3) or _unlaunchable("documents", b, b_mask, document_rank)
+    if refusal:
+        return refusal
+    if (a.device, b.device) != (where, where):
+        return Decline(f"embeddings on {a.device} and {b.device}: the library moves them to {where} chunk by chunk")
+    b_mask = _similarity._zero_row_mask(b) if b_mask is None else b_mask
+    a_mask = _similarity._zero_row_mask(a) if a_mask is None else a_mask
+    request = _requests.dense(a, b, a_mask, b_mask, document_rank=document_rank)
+    if isinstance(request, Decline):
+        return request
+    return Launch(maxsim, explain_maxsim, request, _requests.without_tokens(b_mask))
+
+
+def joined(launches: Launches, device: torch.device) -> Tensor | Decline:
+    """Run launches and return their scores, side by side, on a device."""
+    scores = []
+    for launch in launches:
+        if isinstance(launch, Decline):
+            return launch
+        scores.append(launch.scores().to(device))
+    return scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)
+
+
+def explained(launches: Launches) -> object:
+    """Return the plan of the first launch, or why there is none."""
+    first = next(launches)
+    return first if isinstance(first, Decline) else first.explain(**first.request)
+
+
+def normalized(scores: Tensor, a: Any, a_mask: Tensor | None) -> Tensor:
+    """Return MeanMaxSim: each score divided by the number of its query's tokens."""
+    counts = _similarity._query_token_counts(*_batch(a, a_mask)).to(device=scores.device, dtype=scores.dtype)
+    return scores / (counts if scores.ndim == 1 else counts.unsqueeze(1))
+
+
+def home(*sides: Any) -> torch.device:
+    """Return where scores belong: the device of the first side that has one."""
+    devices = (_similarity._embeddings_device(side) for side in sides)
+    return next((device for device in devices if device is not None), torch.device("cpu"))
+
+
+def _ragged_documents(
+    a: Any, b: list[Any], a_mask: Any, b_mask: Any, chunk_elements: int | None, where: torch.device
+) -> Launches:
+    documents = _lists.texts("documents", b, b_mask)
+    if isinstance(documents, Decline):
+        yield documents
+        return
+    queries = _queries(a, a_mask, where)
+    if isinstance(queries, Decline):
+        yield queries
+        return
+    tokens, weights = queries
+    limit = _lists.elements(chunk_elements, tokens.tokens.numel(), where)
+    if isinstance(limit, Decline):
+        yield limit
+        return
+    for run in _lists.runs([text.numel() for text in documents], limit):
+        some = arguments.concatenated(documents[run], where)
+        yield _packed(_requests.packed(tokens, some, query_weights=weights), some)
+
+
+def _ragged_pairs(
+    a: list[Any], b: list[Any], a_mask: Any, b_mask: Any, chunk_elements: int | None, where: torch.device
+) -> Launches:
+    queries, documents = _lists.texts("queries", a, a_mask), _lists.texts("documents", b, b_mask)
+    if isinstance(queries, Decline):
+        yield queries
+        return
+    if isinstance(documents, Decline):
+        yield documents
+        return
+    limit = _lists.elements(chunk_elements, 0, where)
+    if isinstance(limit, Decline):
+        yield limit
+        return
+    sizes = [query.numel() + document.numel() for query, document in zip(queries, documents, strict=True)]
+    for run in _lists.runs(sizes, limit):
+        some = arguments.concatenated(documents[run], where)
+        yield _packed(_requests.packed(arguments.concatenated(queries[run], where), some, is_pairwise=True), some)
+
+
+def _packed(request: _requests.Request | Decline, documents: Ragged) -> Launch | Decline:
+    if isinstance(request, Decline):
+        return request
+    without_tokens = documents.offsets.diff() == 0 if documents.shortest == 0 else None
+    return Launch(maxsim_packed, explain_maxsim_packed, request, without_tokens)
+
+
+def _queries(a: Any, a_mask: Any, where: torch.device) -> tuple[Ragged, Tensor | None] | Decline:
+    """Return the tokens of all queries, one after the other, and their weights where they are a padded batch."""
+    if isinstance(a, list):
+        texts = _lists.texts("queries", a, a_mask)
+        return texts if isinstance(texts, Decline) else (arguments.concatenated(texts, where), None)
+    refusal = _unlaunchable("queries", a, a_mask, 3)
+    if refusal:
+        return refusal
+    weights = arguments.factors("the queries' mask", _similarity._zero_row_mask(a) if a_mask is None else a_mask, a)
+    if isinstance(weights, Decline) or weights is None:
+        return weights or Decline("queries without weights")
+    count, length, _ = a.shape
+    offsets = torch.arange(count + 1, device=where) * length
+    return Ragged(a.to(where).flatten(0, 1), offsets, length, length), weights.to(where).flatten()
+
+
+def _unreadable(side: str, embeddings: Any, mask: Any) -> Decline | None:
+    """Decline what is no batch, and what is empty: the library answers without scoring."""
+    if not isinstance(embeddings, (list, np.ndarray, Tensor)):
+        return Decline(f"{side} of type {type(embeddings).__name__}: needs a list, an array or a tensor")
+    if not isinstance(embeddings, list) and embeddings.ndim < 2:
+        return Decline(f"{side} of rank {embeddings.ndim}")
+    if len(embeddings) == 0:
+        return Decline(f"no {side}: nothing to score")
+    if mask is not None and type(mask) not in arguments.PLAIN_TENSORS:
+        return Decline(f"the {side}' mask of type {type(mask).__name__}: needs a plain tensor")
+    return None
+
+
+def _unlaunchable(side: str, embeddings: Tensor, mask: Tensor | None, rank: int) -> Decline | None:
+    """Decline what the library would convert, and what it would raise an error for."""
+    if type(embeddings) not in arguments.PLAIN_TENSORS or embeddings.layout is not torch.strided:
+        return Decline(f"{side} are no plain dense tensor")
+    if embeddings.ndim != rank or not embeddings.is_floating_point():
+        return Decline(f"{side} of rank {embeddings.ndim} and dtype {embeddings.dtype}: needs a floating rank {rank}")
+    if mask is not None and mask.shape[-1:] != embeddings.shape[-2:-1]:
+        return Decline(f"{side}' mask of shape {tuple(mask.shape)} for embeddings of {tuple(embeddings.shape)}")
+    return None
+
+
+def _batch(embeddings: Any, mask: Any) -> tuple[Any, Any]:
+    """Return one side as a list or a tensor; a single text becomes a batch of one."""
+    embeddings, mask = _similarity._batch_singular_input(embeddings, mask)
+    return (embeddings if isinstance(embeddings, list) else _convert_to_tensor(embeddings)), mask
