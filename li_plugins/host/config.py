@@ -58,6 +58,13 @@ VARIABLES = (
         "unset",
         "The kernel to prefer wherever it supports the request; read by `li_plugins.ops`.",
     ),
+    Variable(
+        "LI_PLUGINS_COLPALI_FLOOR",
+        "`1`, `0`",
+        "`1`",
+        "`0`: `score_multi_vector` of colpali-engine scores a passage by its own tokens alone, whatever the passages "
+        "beside it. Else it is scored as if padded, as the library does: at least 0 for each query token.",
+    ),
 )
 
 Switch = Literal["unset", "off", "all", "some"]

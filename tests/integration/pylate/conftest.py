@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import tiny_bert
 
-import li_plugins
 from li_plugins.testing import parity
+from li_plugins.testing.switching import enabling
 
 parity.LEAVES |= {"colbert_scores", "colbert_kd_scores", "colbert_scores_pairwise", "skiplist_mask"}
 
@@ -29,24 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", f"default:::(?!{'|'.join(OURS)}).")
 
 
-@pytest.fixture(autouse=True)
-def _enabled(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Patch PyLate, once for all tests in a row that do not switch by themselves (marked ``switches``)."""
-    if request.node.get_closest_marker("switches"):
-        li_plugins.disable_all()
-        yield
-        li_plugins.disable_all()
-        return
-    function = import_module("pylate.scores").colbert_scores
-    if li_plugins.original(function) is function:
-        li_plugins.enable("pylate", strict=True)
-    yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _given_back() -> Iterator[None]:
-    yield
-    li_plugins.disable_all()
+_enabled = enabling("pylate", "pylate.scores:colbert_scores")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,145 @@
+"""colpali-engine's losses where they write out the grid: smooth maxima, and before 0.3.17 all of them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from li_plugins.api import Decline
+from li_plugins.ops import maxsim, smooth_maxsim, supports_smooth_maxsim
+from li_plugins_colpali import _requests
+from li_plugins_colpali._requests import Request
+
+_losses: Any = sys.modules["colpali_engine.loss.late_interaction_losses"]
+"""Loaded: a loss is what is replaced."""
+
+
+def inbatch_scores(self: Any, query_embeddings: Tensor, doc_embeddings: Tensor) -> Tensor | Decline:
+    """Score every query against every document and normalise: ``[A, Lq, d]``, ``[B, Ld, d]`` to ``[A, B]``."""
+    scores = _scores(self, query_embeddings, doc_embeddings, document_rank=3)
+    if isinstance(scores, Decline) or not self.normalize_scores:
+        return scores
+    return self._apply_normalization(scores, _query_lengths(query_embeddings))
+
+
+def contrastive(self: Any, query_embeddings: Tensor, doc_embeddings: Tensor, offset: int = 0) -> Tensor | Decline:
+    """``ColbertLoss.forward``: cross entropy over all documents of the batch."""
+    scored = _filtered(self, query_embeddings, doc_embeddings, offset)
+    if isinstance(scored, Decline):
+        return scored
+    scores, positives = scored
+    return self.ce_loss(scores / self.temperature, positives)
+
+
+def pairwise(self: Any, query_embeddings: Tensor, doc_embeddings: Tensor, offset: int = 0) -> Tensor | Decline:
+    """``ColbertPairwiseCELoss.forward``: the positive against the best of the other documents."""
+    scored = _filtered(self, query_embeddings, doc_embeddings, offset)
+    if isinstance(scored, Decline):
+        return scored
+    scores, _ = scored
+    own = scores.diagonal(offset=offset)
+    first, second = scores.topk(2, dim=1).values.unbind(1)
+    # Equal to the bit when the positive leads: both come from one matrix.
+    rival = torch.where(first == own, second, first)
+    return functional.softplus((rival - own) / self.temperature).mean()
+
+
+def sigmoid(self: Any, query_embeddings: Tensor, doc_embeddings: Tensor, offset: int = 0) -> Tensor | Decline:
+    """``ColbertSigmoidLoss.forward``: every pair is judged by itself; needs as many documents as queries."""
+    scored = _filtered(self, query_embeddings, doc_embeddings, offset)
+    if isinstance(scored, Decline):
+        return scored
+    scores, positives = scored
+    count = scores.shape[0]
+    signs = torch.full((count * count,), -1.0, device=scores.device)
+    signs[positives * (count + 1)] = 1.0
+    return functional.softplus(-(scores.view(-1) / self.temperature) * signs).mean()
+
+
+def with_negatives(
+    self: Any, query_embeddings: Tensor, doc_embeddings: Tensor, neg_doc_embeddings: Tensor, offset: int = 0
+) -> Tensor | Decline:
+    """``ColbertNegativeCELoss.forward``: the positive against each of its own negatives ``[A, K, Ld, d]``."""
+    return _with_negatives(self, "inner_loss", query_embeddings, doc_embeddings, neg_doc_embeddings, offset)
+
+
+def pairwise_with_negatives(
+    self: Any, query_embeddings: Tensor, doc_embeddings: Tensor, neg_doc_embeddings: Tensor, offset: int = 0
+) -> Tensor | Decline:
+    """``ColbertPairwiseNegativeCELoss.forward``: as ``with_negatives``, with the pairwise loss of the batch."""
+    return _with_negatives(self, "inner_pairwise", query_embeddings, doc_embeddings, neg_doc_embeddings, offset)
+
+
+def _with_negatives(
+    self: Any, inner: str, queries: Tensor, documents: Tensor, negatives: Tensor, offset: int
+) -> Tensor | Decline:
+    refusal = _requests.as_scored(queries, negatives, document_rank=4)
+    if isinstance(refusal, Decline):
+        return refusal
+    own = documents[offset : offset + queries.shape[0]].unsqueeze(1)
+    positive = _scores(self, queries, own, document_rank=4)
+    if isinstance(positive, Decline):
+        return positive
+    positive = positive.squeeze(1)
+    negative = _scores(self, queries, negatives, document_rank=4)
+    if isinstance(negative, Decline):
+        return negative
+    if self.normalize_scores:
+        lengths = _query_lengths(queries)
+        positive = self._apply_normalization(positive, lengths)
+        negative = self._apply_normalization(negative, lengths)
+    loss = functional.softplus((negative - positive.unsqueeze(1)) / self.temperature).mean()
+    weight = self.in_batch_term_weight
+    if weight > 0:
+        loss = loss * (1 - weight) + getattr(self, inner)(queries, documents, offset) * weight
+    return loss
+
+
+def _filtered(self: Any, queries: Tensor, documents: Tensor, offset: int) -> tuple[Tensor, Tensor] | Decline:
+    """Return the scores of the batch, negatives too good to be true lowered, and the columns of the positives."""
+    scores = inbatch_scores(self, queries, documents)
+    if isinstance(scores, Decline):
+        return scores
+    _, positives = self._get_idx(scores.shape[0], offset, scores.device)
+    if self.pos_aware_negative_filtering:
+        self._filter_high_negatives(scores, positives)
+    return scores, positives
+
+
+def _scores(self: Any, queries: Tensor, documents: Tensor, *, document_rank: int) -> Tensor | Decline:
+    """Return ``[A, B]``, or ``[A, K]`` at a ``document_rank`` of 4, by the hard or the smooth maximum."""
+    request = _request(self, queries, documents, document_rank)
+    if isinstance(request, Decline):
+        return request
+    if self.use_smooth_max:
+        return smooth_maxsim(**request, tau=self.tau)
+    if not hasattr(_losses, "maxsim_inbatch"):
+        return maxsim(**request)
+    # The library's dispatcher knows the user's backend; its kernel seam is ours.
+    dispatcher = _losses.maxsim_inbatch if document_rank == 3 else _losses.maxsim_kd
+    return dispatcher(queries, documents)
+
+
+def _request(self: Any, queries: Tensor, documents: Tensor, document_rank: int) -> Request | Decline:
+    has_seam = hasattr(_losses, "maxsim_inbatch")
+    if self.use_smooth_max or not has_seam:
+        refusal = _requests.named_backend()
+        if refusal:
+            return refusal
+    module = type(self)
+    if any(getattr(module, name) is not getattr(_losses.ColbertModule, name) for name in ("_aggregate", "_smooth_max")):
+        return Decline(f"{module.__name__} has a maximum of its own")
+    request = _requests.dense(queries, documents, document_rank=document_rank)
+    if isinstance(request, Decline) or not self.use_smooth_max:
+        return request
+    support = supports_smooth_maxsim(**request, tau=self.tau)
+    return request if support else Decline(support.reason)
+
+
+def _query_lengths(queries: Tensor) -> Tensor:
+    """Return how many tokens of each query have a first component that is not zero, as the library counts them."""
+    return (queries[:, :, 0] != 0).sum(dim=1)
