@@ -19,11 +19,13 @@ FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 BOTH = (True, True)
 
 
-def embeddings(*shape: int, dtype: torch.dtype = torch.float32, padded: bool = True) -> Tensor:
-    """Unit vectors; of every second text the last third is padding."""
+def embeddings(*shape: int, dtype: torch.dtype = torch.float32, padding: int = 1) -> Tensor:
+    """Unit vectors; of every second text the last are padding.
+
+    One by default: of several rows that are all zero, the first takes the gradient here and each a share in amax.
+    """
     tokens = torch.nn.functional.normalize(torch.randn(*shape), dim=-1)
-    if padded:
-        tokens[1::2, ..., shape[-2] - shape[-2] // 3 :, :] = 0
+    tokens[1::2, ..., shape[-2] - padding :, :] = 0
     return tokens.to(dtype)
 
 
@@ -39,7 +41,7 @@ FUNCTIONS = [maxsim.maxsim_inbatch, maxsim.maxsim_kd]
 def test_zero_padding_is_a_candidate(function: Callable[..., Tensor], dtype: torch.dtype) -> None:
     # Whole queries: the gradient of a zero row is the library's choice among equals.
     pair = [
-        embeddings(3, 5, 16, dtype=dtype, padded=False),
+        embeddings(3, 5, 16, dtype=dtype, padding=0),
         embeddings(*documents_of(function, 3), 9, 16, dtype=dtype),
     ]
     assert_parity(function, pair, wanted=BOTH)
@@ -55,26 +57,26 @@ def test_padding_wins_over_negative_similarities(function: Callable[..., Tensor]
 
 @pytest.mark.parametrize(("query_tokens", "document_tokens", "width"), [(32, 1030, 128), (1030, 32, 128), (1, 1, 8)])
 def test_shapes_of_pages(query_tokens: int, document_tokens: int, width: int) -> None:
-    pair = [embeddings(2, query_tokens, width, padded=False), embeddings(3, document_tokens, width)]
+    pair = [embeddings(2, query_tokens, width, padding=0), embeddings(3, document_tokens, width)]
     assert_parity(maxsim.maxsim_inbatch, pair, wanted=BOTH)
 
 
 @pytest.mark.parametrize("wanted", [(True, False), (False, True)], ids=["queries", "documents"])
 @pytest.mark.parametrize("function", FUNCTIONS, ids=["inbatch", "kd"])
 def test_a_gradient_on_one_side(function: Callable[..., Tensor], wanted: tuple[bool, bool]) -> None:
-    pair = [embeddings(3, 5, 16, padded=False), embeddings(*documents_of(function, 3), 9, 16)]
+    pair = [embeddings(3, 5, 16, padding=0), embeddings(*documents_of(function, 3), 9, 16)]
     assert_parity(function, pair, wanted=wanted)
 
 
 @pytest.mark.parametrize("lowered", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("function", FUNCTIONS, ids=["inbatch", "kd"])
 def test_autocast(function: Callable[..., Tensor], lowered: torch.dtype) -> None:
-    pair = [embeddings(3, 5, 16, padded=False), embeddings(*documents_of(function, 3), 9, 16)]
+    pair = [embeddings(3, 5, 16, padding=0), embeddings(*documents_of(function, 3), 9, 16)]
     assert_parity(function, pair, lowered=lowered, wanted=BOTH)
 
 
 def test_padded_queries_score_as_in_the_library() -> None:
-    assert_parity(maxsim.maxsim_inbatch, [embeddings(4, 6, 16), embeddings(4, 9, 16)])
+    assert_parity(maxsim.maxsim_inbatch, [embeddings(4, 6, 16, padding=2), embeddings(4, 9, 16, padding=3)])
 
 
 @pytest.mark.allow_fallback(reason="the user named the backend")

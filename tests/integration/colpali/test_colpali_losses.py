@@ -47,14 +47,16 @@ def outcome(loss: Callable[..., Tensor], tensors: list[Tensor], **keywords: Any)
 
 
 def assert_same(name: str, tensors: list[Tensor], options: dict[str, Any], **keywords: Any) -> None:
-    ours = outcome(getattr(library, name)(**options), tensors, **keywords)
+    loss = getattr(library, name)(**options)
+    ours = outcome(loss, tensors, **keywords)
     with li_plugins.suspended():
         theirs = outcome(getattr(library, name)(**options), tensors, **keywords)
         exact = outcome(getattr(library, name)(**options).double(), [t.double() for t in tensors], **keywords)
     for kind, mine, his, truth in zip(("loss", *("gradient",) * 3), ours, theirs, exact, strict=False):
         assert mine.dtype == his.dtype
-        # a temperature of 0.02 or 0.1 makes as many roundings of one
-        verdict = judge(mine, truth, his, magnitude=200 * truth.abs().max().item(), name=kind)
+        # The temperature divides rounded scores, and what is left of 1 - p has the rounding of 1.
+        magnitude = 4 / loss.temperature * max(1, truth.abs().max().item())
+        verdict = judge(mine, truth, his, magnitude=magnitude, rounding=tensors[0].dtype, name=kind)
         assert verdict, f"{name} {options}: {verdict}"
 
 
