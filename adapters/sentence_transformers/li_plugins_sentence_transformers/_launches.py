@@ -31,6 +31,22 @@ class Launch(NamedTuple):
         return _requests.filled(self.operation(**self.request), self.without_tokens)
 
 
+class Flat(NamedTuple):
+    """One side of a launch: texts one after the other."""
+
+    ragged: Ragged
+    factors: Tensor | None = None
+    """``[total length]``: the mask of a padded batch."""
+
+    def to(self, device: torch.device) -> Flat:
+        """Return the same on a device."""
+        if self.ragged.tokens.device == device:
+            return self
+        tokens, offsets = self.ragged.tokens.to(device), self.ragged.offsets.to(device)
+        factors = None if self.factors is None else self.factors.to(device)
+        return Flat(self.ragged._replace(tokens=tokens, offsets=offsets), factors)
+
+
 Launches = Iterator[Launch | Decline]
 """Launches of the documents in their order, or a ``Decline`` in place of the first."""
 
@@ -47,10 +63,8 @@ def cross(a: Any, b: Any, a_mask: Any, b_mask: Any, chunk_elements: int | None, 
         return
     where = home(b, a) if device is None else torch.device(device)
     (a, a_mask), (b, b_mask) = _batch(a, a_mask), _batch(b, b_mask)
-    if isinstance(b, list):
-        yield from _ragged_documents(a, b, a_mask, b_mask, chunk_elements, where)
-    elif isinstance(a, list):
-        yield Decline("a list of queries against a padded batch of documents: the library pads the queries")
+    if isinstance(a, list) or isinstance(b, list):
+        yield from _ragged(a, b, a_mask, b_mask, chunk_elements, where)
     else:
         yield padded(a, b, a_mask, b_mask, where, document_rank=3)
 
@@ -122,25 +136,24 @@ def home(*sides: Any) -> torch.device:
     return next((device for device in devices if device is not None), torch.device("cpu"))
 
 
-def _ragged_documents(
-    a: Any, b: list[Any], a_mask: Any, b_mask: Any, chunk_elements: int | None, where: torch.device
-) -> Launches:
-    documents = _lists.texts("documents", b, b_mask)
+def _ragged(a: Any, b: Any, a_mask: Any, b_mask: Any, chunk_elements: int | None, where: torch.device) -> Launches:
+    documents = _lists.texts("documents", b, b_mask) if isinstance(b, list) else _flat("documents", b, b_mask)
     if isinstance(documents, Decline):
         yield documents
         return
-    queries = _queries(a, a_mask, where)
-    if isinstance(queries, Decline):
-        yield queries
+    texts = _lists.texts("queries", a, a_mask) if isinstance(a, list) else _flat("queries", a, a_mask)
+    if isinstance(texts, Decline):
+        yield texts
         return
-    tokens, weights = queries
-    limit = _lists.elements(chunk_elements, tokens.tokens.numel(), where)
+    queries = texts.to(where) if isinstance(texts, Flat) else Flat(arguments.concatenated(texts, where))
+    limit = _lists.elements(chunk_elements, queries.ragged.tokens.numel(), where)
     if isinstance(limit, Decline):
         yield limit
-        return
-    for run in _lists.runs([text.numel() for text in documents], limit):
-        some = arguments.concatenated(documents[run], where)
-        yield _packed(_requests.packed(tokens, some, query_weights=weights), some)
+    elif isinstance(documents, Flat):
+        yield _packed(queries, documents)
+    else:
+        for run in _lists.runs([text.numel() for text in documents], limit):
+            yield _packed(queries, Flat(arguments.concatenated(documents[run], where)))
 
 
 def _ragged_pairs(
@@ -159,31 +172,41 @@ def _ragged_pairs(
         return
     sizes = [query.numel() + document.numel() for query, document in zip(queries, documents, strict=True)]
     for run in _lists.runs(sizes, limit):
-        some = arguments.concatenated(documents[run], where)
-        yield _packed(_requests.packed(arguments.concatenated(queries[run], where), some, is_pairwise=True), some)
+        parts = [Flat(arguments.concatenated(side[run], where)) for side in (queries, documents)]
+        yield _packed(*parts, is_pairwise=True)
 
 
-def _packed(request: _requests.Request | Decline, documents: Ragged) -> Launch | Decline:
+def _packed(queries: Flat, documents: Flat, *, is_pairwise: bool = False) -> Launch | Decline:
+    request = _requests.packed(
+        queries.ragged,
+        documents.ragged,
+        query_weights=queries.factors,
+        document_mask=documents.factors,
+        is_pairwise=is_pairwise,
+    )
     if isinstance(request, Decline):
         return request
-    without_tokens = documents.offsets.diff() == 0 if documents.shortest == 0 else None
-    return Launch(maxsim_packed, explain_maxsim_packed, request, without_tokens)
+    if documents.factors is not None:
+        is_empty = _requests.without_tokens(documents.factors.view(-1, documents.ragged.longest))
+    else:
+        is_empty = documents.ragged.offsets.diff() == 0 if documents.ragged.shortest == 0 else None
+    return Launch(maxsim_packed, explain_maxsim_packed, request, is_empty)
 
 
-def _queries(a: Any, a_mask: Any, where: torch.device) -> tuple[Ragged, Tensor | None] | Decline:
-    """Return the tokens of all queries, one after the other, and their weights where they are a padded batch."""
-    if isinstance(a, list):
-        texts = _lists.texts("queries", a, a_mask)
-        return texts if isinstance(texts, Decline) else (arguments.concatenated(texts, where), None)
-    refusal = _unlaunchable("queries", a, a_mask, 3)
+def _flat(side: str, embeddings: Tensor, mask: Tensor | None) -> Flat | Decline:
+    """Return a padded batch as texts one after the other; without a mask, zero rows are padding."""
+    refusal = _unlaunchable(side, embeddings, mask, 3)
     if refusal:
         return refusal
-    weights = arguments.factors("the queries' mask", _similarity._zero_row_mask(a) if a_mask is None else a_mask, a)
-    if isinstance(weights, Decline) or weights is None:
-        return weights or Decline("queries without weights")
-    count, length, _ = a.shape
-    offsets = torch.arange(count + 1, device=where) * length
-    return Ragged(a.to(where).flatten(0, 1), offsets, length, length), weights.to(where).flatten()
+    count, length, _ = embeddings.shape
+    if length == 0:
+        return Decline(f"{side} without tokens")
+    mask = _similarity._zero_row_mask(embeddings) if mask is None else mask
+    factors = arguments.factors(f"the {side}' mask", mask, embeddings)
+    if isinstance(factors, Decline) or factors is None:
+        return factors or Decline(f"{side} without a mask")
+    offsets = torch.arange(count + 1, device=embeddings.device) * length
+    return Flat(Ragged(embeddings.flatten(0, 1), offsets, length, length), factors.flatten())
 
 
 def _unreadable(side: str, embeddings: Any, mask: Any) -> Decline | None:

@@ -43,9 +43,6 @@ def dense(
     document_mask = arguments.factors("the documents' mask", document_mask, documents)
     if isinstance(document_mask, Decline):
         return document_mask
-    if document_mask is not None and torch.is_grad_enabled():
-        # As the library's negation: a mask of its own, which autograd may save even if the given one is of inference.
-        document_mask = document_mask != 0
     out_dtype = score_dtype(queries, query_weights)
     if isinstance(out_dtype, Decline):
         return out_dtype
@@ -53,7 +50,7 @@ def dense(
         "queries": queries,
         "documents": documents,
         "query_weights": query_weights,
-        "document_mask": document_mask,
+        "document_mask": _own(document_mask),
         "mask_rule": MaskRule.EXCLUDE,
         "out_dtype": out_dtype,
     }
@@ -62,14 +59,19 @@ def dense(
 
 
 def packed(
-    queries: Ragged, documents: Ragged, *, query_weights: Tensor | None = None, is_pairwise: bool = False
+    queries: Ragged,
+    documents: Ragged,
+    *,
+    query_weights: Tensor | None = None,
+    document_mask: Tensor | None = None,
+    is_pairwise: bool = False,
 ) -> Request | Decline:
     """Return the ``maxsim_packed`` of ragged texts, all with all, or the first with the first and so on.
 
     Parameters
     ----------
-    query_weights
-        ``[total length of the queries]``
+    query_weights, document_mask
+        ``[total length of the queries]`` and ``[total length of the documents]``, as in ``dense``.
     """
     multiplied = arguments.as_multiplied(queries.tokens, documents.tokens, query_rank=2, document_rank=2)
     if isinstance(multiplied, Decline):
@@ -85,6 +87,7 @@ def packed(
         "document_offsets": documents.offsets,
         "pairs": None if everyone is None else (everyone, everyone),
         "query_weights": query_weights,
+        "document_mask": _own(document_mask),
         "mask_rule": MaskRule.EXCLUDE,
         "out_dtype": out_dtype,
         "max_query_length": queries.longest,
@@ -100,6 +103,11 @@ def score_dtype(queries: Tensor, query_weights: Tensor | None) -> torch.dtype | 
     if dtype is torch.float64 and queries.dtype is not torch.float64:
         return Decline(f"a float64 mask makes the library sum in float64 what {queries.dtype} embeddings gave")
     return dtype
+
+
+def _own(mask: Tensor | None) -> Tensor | None:
+    """Return a mask that autograd may save, even if the given one is of inference mode; the library makes one too."""
+    return mask != 0 if mask is not None and torch.is_grad_enabled() else mask
 
 
 def filled(scores: Tensor, is_empty: Tensor | None) -> Tensor:
