@@ -125,12 +125,13 @@ def _scores(self: Any, queries: Tensor, documents: Tensor, *, document_rank: int
 
 
 def _request(self: Any, queries: Tensor, documents: Tensor, document_rank: int) -> Request | Decline:
-    has_seam = hasattr(_losses, "maxsim_inbatch")
-    if self.use_smooth_max or not has_seam:
+    module = type(self)
+    if not isinstance(self, _losses.ColbertModule):
+        return Decline(f"{module.__name__} is no loss of colpali-engine")
+    if self.use_smooth_max or not hasattr(_losses, "maxsim_inbatch"):
         refusal = _requests.named_backend()
         if refusal:
             return refusal
-    module = type(self)
     if any(getattr(module, name) is not getattr(_losses.ColbertModule, name) for name in ("_aggregate", "_smooth_max")):
         return Decline(f"{module.__name__} has a maximum of its own")
     request = _requests.dense(queries, documents, document_rank=document_rank)
