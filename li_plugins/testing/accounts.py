@@ -1,6 +1,6 @@
-"""A plugin for PyLate's own pytest run: leaves out what the list names, and tells what li-plugins did there.
+"""A plugin for a library's own pytest run: leaves out what a list names, and tells what li-plugins did there.
 
-``DESELECT`` holds a JSON list of how ids begin; ``ACCOUNTS`` names the file to write.
+``LI_PLUGINS`` names the adapter. ``DESELECT`` holds a JSON list of how ids begin; ``ACCOUNTS`` names the file to write.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ deselected: dict[str, int] = {}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the listed tests."""
     kept = []
     for item in items:
         # pytest shortens the path of an installed module in an id, not a doctest's name
@@ -33,12 +34,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_sessionfinish() -> None:
+    """Write states, calls, declines with their reasons, the kernels' counts and how much the list left out."""
     from li_plugins.ops import dispatch
 
     status = li_plugins.status()
+    rows = [row for row in status.rows if row.adapter == os.environ["LI_PLUGINS"]]
     found = {
-        "states": {row.target: row.state for row in status.rows},
-        "calls": {row.target: row.calls for row in status.rows},
+        "states": {row.target: row.state for row in rows},
+        "calls": {row.target: row.calls for row in rows},
         "declines": {target: dict(reasons) for target, reasons in status.declines.items()},
         "kernels": {f"{label} {kernel}": count for (label, kernel), count in dispatch.counters().items()},
         "deselected": deselected,
