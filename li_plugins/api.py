@@ -107,12 +107,16 @@ class Adapter:
         What is patched, in the order in which it is patched.
     summary
         One line for ``status`` and the docs.
+    since
+        The library's first release that has what is patched; an older one counts as absent, without a warning. Empty:
+        what is older than ``requires`` is untested.
     """
 
     name: str
     requires: str
     targets: Sequence[Target]
     summary: str = ""
+    since: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,6 +173,10 @@ def _checked(adapter: object) -> Adapter:
         Requirement(adapter.requires)
     except InvalidRequirement as error:
         raise ValueError(f"adapter {adapter.name!r} requires {adapter.requires!r}: {error}") from error
+    try:
+        SpecifierSet(f"<{adapter.since}" if adapter.since else "")
+    except InvalidSpecifier as error:
+        raise ValueError(f"adapter {adapter.name!r} is for releases since {adapter.since!r}: {error}") from error
     for target in adapter.targets:
         if not isinstance(target, Target):
             raise TypeError(f"targets of adapter {adapter.name!r} must be Target objects; found {target!r}")

@@ -88,7 +88,7 @@ class Desk:
         """Read again which release is installed, unless the desk is busy: what is patched doesn't change under us."""
         if self.busy:
             return
-        release = installed_release(self.adapter.requires)
+        release = installed_release(self.adapter.requires, self.adapter.since)
         if release == self.release:
             return
         self.release = release

@@ -28,7 +28,7 @@ class Release:
         return not versions or _contains(SpecifierSet(versions), self.version)
 
 
-def installed_release(requires: str) -> Release:
+def installed_release(requires: str, since: str = "") -> Release:
     """Compare installed metadata with a requirement, without importing anything.
 
     Parameters
@@ -36,6 +36,8 @@ def installed_release(requires: str) -> Release:
     requires
         PEP 508 requirement. Extras don't matter here; a marker that does not hold means untested; pre-releases count as
         the releases that they are.
+    since
+        The first release that matters; an older one counts as absent. Empty: all matter.
     """
     requirement = Requirement(requires)
     try:
@@ -47,6 +49,10 @@ def installed_release(requires: str) -> Release:
     found = metadata["Version"] if "Version" in metadata else ""  # noqa: SIM401 - its type has no `get` before 3.12
     if not found:  # a damaged installation
         return Release("untested", reason=f"the installed {requirement.name} has no version in its metadata; {remedy}")
+    if since and _contains(SpecifierSet(f"<{since}"), found):
+        return Release(
+            "absent", reason=f"{requirement.name} {found} is older than {since}, which brought what is patched"
+        )
     if requirement.marker is not None and not requirement.marker.evaluate():
         return Release("untested", found, f"tested only where {requirement.marker}; {remedy}")
     if not _contains(requirement.specifier, found):

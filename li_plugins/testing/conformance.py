@@ -94,7 +94,7 @@ class Conformance:
     @pytest.fixture
     def targets(self, manifest: Adapter) -> list[Target]:
         """Return the targets that the installed release has, their modules imported."""
-        release = installed_release(manifest.requires)
+        release = installed_release(manifest.requires, manifest.since)
         found = [target for target in manifest.targets if release.state == "tested" and release.has(target.versions)]
         for target in found:
             import_module(target.module)
@@ -103,7 +103,7 @@ class Conformance:
     # The manifest
 
     def test_the_installed_release_is_a_tested_one(self, manifest: Adapter) -> None:
-        release = installed_release(manifest.requires)
+        release = installed_release(manifest.requires, manifest.since)
         assert release.state == "tested", release.reason
 
     def test_the_manifest_names_each_target_once_with_readable_bodies(self, manifest: Adapter) -> None:

@@ -84,7 +84,7 @@ def main() -> int:
     parser.add_argument("--preload", action="append", default=[], metavar="MODULE")
     options = parser.parse_args()
     manifest = Discovery(Config.read()).adapters[options.adapter].adapter
-    release = installed_release(manifest.requires)
+    release = installed_release(manifest.requires, manifest.since)
     targets = [target for target in manifest.targets if release.has(target.versions)]
     for module in options.preload:
         import_module(module)

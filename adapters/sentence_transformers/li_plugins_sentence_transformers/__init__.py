@@ -30,6 +30,7 @@ def li_plugins_adapters() -> list[Adapter]:
         Adapter(
             "sentence-transformers",
             requires="sentence-transformers>=6.0,<6.3",
+            since="6.0",
             summary="sentence-transformers: multi-vector similarity, losses and evaluators through MaxSim, "
             "ragged lists without padding; XTR scores stay the library's own",
             targets=[

@@ -56,6 +56,10 @@ BROKEN = {
         "@hookimpl\ndef li_plugins_adapters(): return [Adapter('x', 'x', [Target('x.f', 'y:f')])]",
         "must read",
     ),
+    "bad_since": (
+        "@hookimpl\ndef li_plugins_adapters(): return [Adapter('x', 'x', [Target('x:f', 'y:f')], since='soon')]",
+        "since 'soon'",
+    ),
     "bad_versions": (
         "@hookimpl\ndef li_plugins_adapters(): return [Adapter('x', 'x', [Target('x:f', 'y:f', versions='new')])]",
         "versions 'new'",

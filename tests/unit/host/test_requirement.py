@@ -48,6 +48,16 @@ def test_a_target_exists_in_some_releases(site):
     assert not release.has(">=1.6")
 
 
+@pytest.mark.parametrize(
+    ("version", "state"), [("5.9", "absent"), ("6.0rc1", "tested"), ("6.0", "tested"), ("6.3", "untested")]
+)
+def test_a_release_older_than_what_is_patched_is_as_good_as_absent(site, version, state):
+    site.distribution("lib", version)
+    release = installed_release("lib>=6.0rc1,<6.3", since="6.0")
+    assert release.state == state
+    assert ("older than 6.0" in release.reason) == (state == "absent")
+
+
 def test_damaged_metadata_is_untested_not_an_error(site):
     folder = site.path / "lib-1.0.dist-info"
     folder.mkdir()
