@@ -1,0 +1,455 @@
+"""Padded batches: what the library's MaxSim returns and what flows back, patched and unpatched."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers.multi_vector_encoder import scoring
+from sentence_transformers.util import similarity
+from torch import Tensor
+
+from li_plugins.testing.parity import assert_parity, call_unpatched
+
+BOTH_GRADS = (True, True)
+HALVES = [torch.float32, torch.bfloat16, torch.float16]
+"""float64 has an oracle of its own: the library rounds its maxima to float32."""
+
+Masks = tuple[Tensor | None, Tensor | None]
+
+
+class Kind(NamedTuple):
+    """One of the functions, and the shape of its documents before their tokens, for so many queries and documents."""
+
+    name: str
+    leading: Callable[[int, int], tuple[int, ...]]
+
+    @property
+    def function(self) -> Callable[..., Tensor]:
+        # looked up in each test: nothing is patched when this module is collected
+        return getattr(scoring if "colbert" in self.name else similarity, self.name)
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+CHUNKS = [
+    Kind("_maxsim_score_documents", lambda queries, documents: (documents,)),
+    Kind("_maxsim_score_pairs", lambda queries, documents: (queries,)),
+]
+PUBLIC = [
+    Kind("maxsim", lambda queries, documents: (documents,)),
+    Kind("maxsim_pairwise", lambda queries, documents: (queries,)),
+    Kind("colbert_scores", lambda queries, documents: (queries + 1, documents)),
+    Kind("colbert_scores_pairwise", lambda queries, documents: (queries,)),
+    Kind("colbert_kd_scores", lambda queries, documents: (queries, documents)),
+]
+KINDS = CHUNKS + PUBLIC
+
+MASKS: dict[str, Callable[[tuple[int, ...], tuple[int, ...]], Masks]] = {
+    "none": lambda q, d: (None, None),
+    "prefix": lambda q, d: (None, prefix(d)),
+    "holes": lambda q, d: (None, torch.rand(d) < 0.6),
+    "all masked": lambda q, d: (None, torch.zeros(d, dtype=torch.bool)),
+    "one masked": lambda q, d: (prefix(q), first_masked(d)),
+    "queries": lambda q, d: (prefix(q), None),
+    "both": lambda q, d: (prefix(q), torch.rand(d) < 0.6),
+    "weights": lambda q, d: (torch.rand(q), torch.rand(d).round()),
+    "negative weights": lambda q, d: (-torch.rand(q), -torch.rand(d)),
+    "int64": lambda q, d: (prefix(q).long(), (torch.rand(d) < 0.6).long()),
+    "uint8": lambda q, d: (None, (torch.rand(d) < 0.6).to(torch.uint8)),
+    "half weights": lambda q, d: (torch.rand(q).half(), torch.rand(d).half()),
+}
+
+
+def prefix(shape: tuple[int, ...]) -> Tensor:
+    """A mask of random lengths, one token at least."""
+    return torch.arange(shape[-1]) < torch.randint(1, shape[-1] + 1, shape[:-1])[..., None]
+
+
+def first_masked(shape: tuple[int, ...]) -> Tensor:
+    mask = torch.ones(shape, dtype=torch.bool)
+    mask[0] = False
+    return mask
+
+
+def embeddings(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.nn.functional.normalize(torch.randn(*shape), dim=-1).to(dtype)
+
+
+def pair(kind: Kind, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    return [embeddings(3, 5, 16, dtype=dtype), embeddings(*kind.leading(3, 4), 7, 16, dtype=dtype)]
+
+
+# Masks, shapes, dtypes
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("kind", KINDS, ids=repr)
+def test_masks_mean_what_the_library_says(kind: Kind, mask: str, dtype: torch.dtype) -> None:
+    batch = pair(kind, dtype)
+    masks = MASKS[mask](tuple(batch[0].shape[:-1]), tuple(batch[1].shape[:-1]))
+    found = assert_parity(kind.function, batch, *masks, wanted=BOTH_GRADS).scores
+    assert found.dtype is torch.float32
+    assert mask != "all masked" or found.unique().tolist() == [-1e9]
+
+
+@pytest.mark.parametrize("kind", PUBLIC, ids=repr)
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_mean_divides_by_the_tokens_that_count(kind: Kind, masked: bool) -> None:
+    batch = pair(kind)
+    batch[0][1, 3:] = 0  # padding where there is no mask
+    masks = MASKS["both" if masked else "none"]((3, 5), tuple(batch[1].shape[:-1]))
+    mean = assert_parity(kind.function, batch, *masks, length_normalize=True).scores
+    total = assert_parity(kind.function, batch, *masks).scores
+    assert not torch.equal(mean, total)
+
+
+@pytest.mark.parametrize("kind", PUBLIC, ids=repr)
+def test_zero_rows_are_padding_without_a_mask(kind: Kind) -> None:
+    queries, documents = torch.ones(3, 4, 8), -torch.ones(*kind.leading(3, 2), 5, 8)
+    documents[..., 2:, :] = 0
+    queries[1, 2:] = 0
+    assert assert_parity(kind.function, [queries, documents], wanted=BOTH_GRADS).scores.unique().tolist() == [-32, -16]
+    documents[0] = 0
+    assert assert_parity(kind.function, [queries, documents], wanted=BOTH_GRADS).scores.min() == -1e9
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=repr)
+def test_a_masked_token_never_wins_over_negative_similarities(kind: Kind) -> None:
+    queries, documents = torch.ones(3, 4, 8), -torch.ones(*kind.leading(3, 2), 5, 8)
+    documents[..., 3, :] = 9
+    mask = torch.ones(documents.shape[:-1])
+    mask[..., 3] = 0
+    assert assert_parity(kind.function, [queries, documents], None, mask, wanted=BOTH_GRADS).scores.unique() == -32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("queries", "documents", "query_tokens", "document_tokens", "width"),
+    [
+        (1, 1, 1, 1, 2),
+        (2, 5, 32, 180, 128),
+        (5, 7, 17, 63, 48),
+        (2, 2, 257, 33, 320),
+        (2, 1, 2, 4096, 16),
+        (1, 127, 64, 1, 24),
+        (4, 2, 1, 1271, 72),
+    ],
+)
+def test_odd_shapes(
+    queries: int, documents: int, query_tokens: int, document_tokens: int, width: int, dtype: torch.dtype
+) -> None:
+    mask = prefix((documents, document_tokens))
+    batch = [
+        embeddings(queries, query_tokens, width, dtype=dtype),
+        embeddings(documents, document_tokens, width, dtype=dtype),
+    ]
+    assert_parity(similarity.maxsim, batch, None, mask, wanted=BOTH_GRADS)
+
+
+@pytest.mark.parametrize("kind", CHUNKS, ids=repr)
+def test_empty_chunks(kind: Kind) -> None:
+    batch = [embeddings(0, 4, 8), embeddings(*kind.leading(0, 3), 5, 8)]
+    assert not assert_parity(kind.function, batch, None, None, wanted=BOTH_GRADS).scores.numel()
+    batch = [embeddings(3, 0, 8), embeddings(*kind.leading(3, 2), 5, 8)]
+    assert not assert_parity(kind.function, batch, None, None).scores.any()
+
+
+def test_ties_go_to_the_first_token() -> None:
+    documents = embeddings(1, 1, 8).repeat(3, 4, 1)
+    for kind in CHUNKS:
+        found = assert_parity(kind.function, [embeddings(3, 5, 8), documents], None, None, wanted=(False, True))
+        assert found.grads[0] is not None
+        assert found.grads[0][:, 0].any()
+        assert not found.grads[0][:, 1:].any()
+
+
+def test_the_columns_of_groups_are_in_the_librarys_order() -> None:
+    queries, documents = embeddings(3, 4, 8), embeddings(5, 2, 6, 8)
+    scores = scoring.colbert_scores(queries, documents)
+    for group in range(5):
+        for member in range(2):
+            alone = similarity.maxsim(queries, documents[group, member][None])
+            torch.testing.assert_close(scores[:, group * 2 + member], alone[:, 0])
+
+
+# Inputs
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=repr)
+def test_strides_do_not_matter(kind: Kind) -> None:
+    leading = kind.leading(3, 4)
+    documents = embeddings(*leading, 10, 8)
+    odd = {
+        "sliced": [embeddings(3, 10, 8)[:, ::2], documents[..., ::2, :]],
+        "transposed": [embeddings(8, 5, 3).permute(2, 1, 0), embeddings(*leading, 8, 10).transpose(-1, -2)],
+        "expanded": [embeddings(1, 5, 8).expand(3, -1, -1), documents[..., :1, :].expand(*leading, 6, 8)],
+    }
+    for batch in odd.values():
+        mask = (torch.rand(batch[1].shape[-2], *leading) < 0.5).movedim(0, -1)
+        ours = kind.function(*batch, None, mask)
+        torch.testing.assert_close(ours, call_unpatched(kind.function, *batch, None, mask), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", PUBLIC, ids=repr)
+def test_arrays_are_converted(kind: Kind) -> None:
+    batch = [side.numpy() for side in pair(kind)]
+    ours = kind.function(*batch)
+    torch.testing.assert_close(ours, call_unpatched(kind.function, *batch), rtol=0, atol=1e-6)
+
+
+def test_a_mask_of_size_one_stands_for_all() -> None:
+    batch = [embeddings(3, 4, 8), embeddings(5, 6, 8)]
+    assert_parity(similarity.maxsim, batch, torch.rand(1, 4), torch.rand(1, 6).round(), wanted=BOTH_GRADS)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=repr)
+@pytest.mark.parametrize("wanted", [(True, False), (False, True)], ids=["queries", "documents"])
+def test_a_gradient_on_one_side_only(kind: Kind, wanted: tuple[bool, bool]) -> None:
+    batch = pair(kind)
+    assert_parity(kind.function, batch, None, prefix(tuple(batch[1].shape[:-1])), wanted=wanted)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("kind", KINDS, ids=repr)
+def test_modes_without_gradients(kind: Kind, mode: Callable[[], Any]) -> None:
+    batch = pair(kind)
+    batch[0].requires_grad_()
+    with mode():
+        ours, library = kind.function(*batch, None, None), call_unpatched(kind.function, *batch, None, None)
+    assert (ours.requires_grad, ours.is_inference()) == (library.requires_grad, library.is_inference())
+    torch.testing.assert_close(ours, library)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=repr)
+def test_embeddings_and_masks_made_in_inference_mode(kind: Kind) -> None:
+    """As ``encode`` makes them; a mask may be one beside embeddings that require a gradient."""
+    with torch.inference_mode():
+        inferred = pair(kind)
+        mask = prefix(tuple(inferred[1].shape[:-1]))
+    assert mask.is_inference()
+    ours = kind.function(*inferred, None, mask)
+    torch.testing.assert_close(ours, call_unpatched(kind.function, *inferred, None, mask))
+    assert_parity(kind.function, pair(kind), None, mask, wanted=BOTH_GRADS)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_what_autograd_cannot_save_is_the_librarys_error(frozen: int) -> None:
+    """An embedding of inference mode beside one that requires a gradient fails with and without the patch."""
+    batch = pair(PUBLIC[0])
+    with torch.inference_mode():
+        batch[frozen] = batch[frozen].clone()
+    batch[1 - frozen].requires_grad_()
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved"):
+        similarity.maxsim(*batch)
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved"):
+        call_unpatched(similarity.maxsim, *batch)
+
+
+@pytest.mark.parametrize("lowered", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("given", [torch.float32, torch.float16])
+@pytest.mark.parametrize("mask", ["none", "holes", "weights"])
+@pytest.mark.parametrize("kind", KINDS, ids=repr)
+def test_autocast(kind: Kind, mask: str, given: torch.dtype, lowered: torch.dtype) -> None:
+    batch = pair(kind, given)
+    masks = MASKS[mask]((3, 5), tuple(batch[1].shape[:-1]))
+    assert_parity(kind.function, batch, *masks, wanted=BOTH_GRADS, lowered=lowered)
+
+
+@pytest.mark.parametrize("kind", CHUNKS, ids=repr)
+def test_nan_goes_where_the_library_lets_it(kind: Kind) -> None:
+    queries, documents = embeddings(3, 4, 8), embeddings(3, 6, 8)
+    documents[1, 2, 3] = queries[2, 0, 0] = documents[0, 5, 0] = torch.nan
+    mask = torch.ones(3, 6)
+    mask[0, 5] = 0
+    ours = kind.function(queries, documents, None, mask)
+    library = call_unpatched(kind.function, queries, documents, None, mask)
+    torch.testing.assert_close(ours, library, equal_nan=True)
+    assert ours.isnan().any()
+    assert not ours.isnan().all()
+
+
+def test_the_scores_may_be_written_to() -> None:
+    for kind in KINDS:
+        batch = pair(kind)
+        batch[0].requires_grad_()
+        scores = kind.function(*batch, None, None)
+        scores += 1
+        scores.sum().backward()
+        assert batch[0].grad is not None
+
+
+# The library's own voice
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=repr)
+def test_the_warning_of_documents_without_tokens_stays(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
+    batch = pair(kind)
+    mask = first_masked(tuple(batch[1].shape[:-1]))
+    said = []
+    for call in (kind.function, lambda *arguments: call_unpatched(kind.function, *arguments)):
+        forget_warnings()
+        caplog.clear()
+        with caplog.at_level("WARNING", logger="sentence_transformers"):
+            call(*batch, None, mask)
+        said.append([record.message for record in caplog.records if "scoreable token" in record.message])
+    assert said[0] == said[1]
+    assert len(said[0]) == 1
+    forget_warnings()
+    caplog.clear()
+    kind.function(*batch, None, torch.ones_like(mask))
+    assert not caplog.records
+
+
+def forget_warnings() -> None:
+    """Clear the cache behind ``warning_once``."""
+    logging.Logger.warning_once.cache_clear()  # type: ignore[attr-defined]
+
+
+def outcome(call: Callable[[], Any]) -> Any:
+    """Return the result, or the class and message of the exception."""
+    try:
+        return call()
+    except Exception as error:  # any: it is compared with the library's
+        return type(error), str(error)
+
+
+def q(*shape: int) -> Tensor:
+    return torch.ones(*shape)
+
+
+DECLINED: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "no queries": ("maxsim", (q(0, 3, 8), q(2, 3, 8))),
+    "no documents": ("maxsim", (q(2, 3, 8), [])),
+    "no tokens": ("maxsim", (q(2, 3, 8), q(2, 0, 8))),
+    "no tokens in a chunk": ("_maxsim_score_documents", (q(2, 3, 8), q(2, 0, 8), None, None)),
+    "no tokens in pairs": ("_maxsim_score_pairs", (q(2, 3, 8), q(2, 0, 8), None, None)),
+    "other dimension": ("maxsim", (q(2, 3, 8), q(2, 3, 4))),
+    "a dimension that einsum broadcasts": ("_maxsim_score_documents", (q(2, 3, 1), q(2, 3, 4), None, None)),
+    "pairs that einsum broadcasts": ("_maxsim_score_pairs", (q(1, 3, 4), q(2, 3, 4), None, None)),
+    "other dtype": ("maxsim", (q(2, 3, 8), q(2, 3, 8).half())),
+    "int8": ("maxsim", (q(2, 3, 8).to(torch.int8), q(2, 3, 8).to(torch.int8))),
+    "rank 1": ("maxsim", (q(8), q(2, 3, 8))),
+    "rank 4": ("maxsim", (q(2, 3, 8), q(2, 2, 3, 8))),
+    "a number": ("maxsim", (3, q(2, 3, 8))),
+    "sparse": ("maxsim", (q(2, 3, 8).to_sparse(), q(2, 3, 8))),
+    "a mask of other tokens": ("maxsim", (q(2, 3, 8), q(2, 3, 8), None, q(2, 4))),
+    "a mask of one token": ("maxsim", (q(2, 3, 8), q(2, 3, 8), None, q(2, 1))),
+    "a mask of more queries": ("maxsim", (q(1, 3, 8), q(2, 3, 8), q(4, 3))),
+    "a mask of rank 1": ("maxsim", (q(2, 3, 8), q(2, 4, 8), q(3), None)),
+    "a mask that is a list": ("maxsim", (q(2, 3, 8), q(2, 4, 8), [q(3), q(2)], None)),
+    "a mask that is an array": ("maxsim", (q(2, 3, 8), q(2, 4, 8), np.ones((2, 3)), None)),
+    "a mask that is a number": ("maxsim", (q(2, 3, 8), q(2, 3, 8), 1.0)),
+    "a float64 mask": ("maxsim", (q(2, 3, 8), q(2, 3, 8), q(2, 3).double() / 3)),
+    "other numbers of pairs": ("maxsim_pairwise", (q(2, 3, 8), q(3, 3, 8))),
+    "a mask of one pair": ("maxsim_pairwise", (q(2, 3, 8), q(2, 4, 8), None, q(4))),
+    "groups of rank 3": ("colbert_scores", (q(2, 3, 8), q(2, 3, 8))),
+    "no groups": ("colbert_scores", (q(2, 3, 8), q(0, 2, 3, 8))),
+    "empty groups": ("colbert_scores", (q(2, 3, 8), q(2, 0, 3, 8))),
+    "a mask of fewer groups": ("colbert_scores", (q(2, 3, 8), q(2, 2, 3, 8), None, q(1, 2, 3))),
+    "no candidates": ("colbert_kd_scores", (q(2, 3, 8), q(2, 0, 3, 8))),
+    "candidates of other queries": ("colbert_kd_scores", (q(2, 3, 8), q(3, 2, 3, 8))),
+    "candidates of rank 3": ("colbert_kd_scores", (q(2, 3, 8), q(2, 3, 8))),
+}
+
+
+@pytest.mark.allow_fallback(reason="what MaxSim has no meaning for is the library's to answer")
+@pytest.mark.parametrize("case", DECLINED)
+def test_the_library_answers_what_is_not_ours(case: str, li_plugins_counts: Any) -> None:
+    name, arguments = DECLINED[case]
+    function = Kind(name, lambda *_: ()).function
+    ours = outcome(lambda: function(*arguments))
+    library = call_unpatched(outcome, lambda: function(*arguments))
+    if isinstance(library, Tensor):
+        assert (ours.dtype, ours.device, ours.shape) == (library.dtype, library.device, library.shape)
+        torch.testing.assert_close(ours, library)
+    else:
+        assert ours == library
+    assert any(target.endswith(f":{name}") for target in li_plugins_counts.declines)
+
+
+@pytest.mark.allow_fallback(reason="a mask with a gradient is the library's to differentiate")
+def test_a_mask_that_requires_a_gradient_gets_it() -> None:
+    mask = torch.rand(3, 4, requires_grad=True)
+    similarity.maxsim(embeddings(3, 4, 8), embeddings(5, 6, 8), mask).sum().backward()
+    assert mask.grad is not None
+    assert mask.grad.any()
+
+
+@pytest.mark.allow_fallback(reason="subclasses may give einsum a meaning of their own")
+def test_subclasses_reach_the_library() -> None:
+    seen = []
+
+    class Traced(Tensor):
+        @classmethod
+        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(getattr(func, "__name__", ""))
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    similarity.maxsim(embeddings(2, 3, 8).as_subclass(Traced), embeddings(2, 3, 8))
+    assert "einsum" in seen
+
+
+@pytest.mark.allow_fallback(reason="the user's own function comes first")
+@pytest.mark.parametrize(
+    ("name", "called"),
+    [
+        ("_maxsim_score_documents", "maxsim"),
+        ("_maxsim_score_documents", "colbert_scores"),
+        ("_maxsim_score_pairs", "maxsim_pairwise"),
+        ("_maxsim_score_pairs", "colbert_kd_scores"),
+    ],
+)
+def test_a_user_who_replaces_a_function_is_heard(name: str, called: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = next(kind for kind in PUBLIC if kind.name == called)
+    original = getattr(similarity, name)
+    monkeypatch.setattr(similarity, name, lambda *arguments: original(*arguments).fill_(7.0))
+    assert kind.function(*pair(kind)).unique().tolist() == [7]
+
+
+# Seen from outside
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=repr)
+def test_explain_names_the_kernel_or_the_reason(kind: Kind) -> None:
+    import li_plugins
+
+    if kind.name == "colbert_scores_pairwise":
+        assert li_plugins.original(kind.function) is kind.function, "it only calls maxsim_pairwise"
+        return
+    batch = pair(kind)
+    assert "blocked" in str(li_plugins.explain(kind.function, *batch, None, None))
+    assert "int64" in str(li_plugins.explain(kind.function, *(side.long() for side in batch), None, None))
+
+
+@pytest.mark.parametrize("name", ["maxsim", "colbert_scores"])
+def test_one_launch_serves_what_the_library_cuts(name: str, li_plugins_counts: Any) -> None:
+    """A tiny budget would cut the batch; padded batches are never copied, and one call of ours takes them whole."""
+    from li_plugins.ops import dispatch
+
+    kind = next(kind for kind in PUBLIC if kind.name == name)
+    batch = pair(kind)
+    before = sum(dispatch.counters().values())
+    ours = kind.function(*batch, chunk_elements=1)
+    assert sum(dispatch.counters().values()) == before + 1
+    torch.testing.assert_close(ours, call_unpatched(kind.function, *batch, chunk_elements=1))
+    assert sum(li_plugins_counts.calls.values()) == 1
+
+
+def test_memory_does_not_grow_with_the_grid() -> None:
+    """1 GiB of similarities in the library's default budget of chunks; the patched call peaks far below."""
+    import resource
+
+    queries, documents = embeddings(64, 32, 16), embeddings(512, 256, 16)
+    similarity.maxsim(queries[:2], documents[:2])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    queries.requires_grad_()
+    similarity.maxsim(queries, documents).sum().backward()
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert grown < 2**30 / 4, f"{grown / 2**20:.0f} MiB"
