@@ -9,10 +9,10 @@ import torch
 from colpali_engine.utils.processing_utils import BaseVisualRetrieverProcessor
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from li_plugins_colpali import scoring
 from torch import Tensor
 
 import li_plugins
+from li_plugins.ops import ragged
 from li_plugins.testing.oracle import judge
 
 score = BaseVisualRetrieverProcessor.score_multi_vector
@@ -72,7 +72,7 @@ def test_pages_without_tokens_among_others() -> None:
 
 
 def test_many_launches(monkeypatch: pytest.MonkeyPatch, li_plugins_counts: Any) -> None:
-    monkeypatch.setattr(scoring, "BYTES_PER_LAUNCH", {"cpu": 2000})
+    monkeypatch.setattr(ragged, "BYTES_PER_LAUNCH", {"cpu": 2000})
     assert_same(texts([3, 6]), texts([9, 2, 40, 1, 3, 17, 5, 5, 5]), batch_size=4)
     assert li_plugins_counts.calls
 

@@ -1,0 +1,53 @@
+"""``score_retrieval`` of transformers' processors as packed MaxSim: no passage is padded, memory is bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from li_plugins.api import Decline
+from li_plugins.ops import explain_maxsim_packed, maxsim_packed, ragged
+
+
+def score_retrieval(
+    self: object,
+    query_embeddings: Tensor | list[Tensor],
+    passage_embeddings: Tensor | list[Tensor],
+    batch_size: int = 128,
+    output_dtype: torch.dtype | None = None,
+    output_device: torch.device | str = "cpu",
+) -> Tensor | Decline:
+    """Score every query against every passage: ``[queries, passages]``, rounded once, to ``output_dtype``.
+
+    ``batch_size`` does not bound memory here. It says which passages the library pads together, and a padded passage
+    scores at least 0 for each query token.
+    """
+    columns = []
+    for request in _launches(query_embeddings, passage_embeddings, batch_size, output_dtype):
+        if isinstance(request, Decline):
+            return request
+        columns.append(maxsim_packed(**request))
+    return torch.cat(columns, dim=1).to(output_device)
+
+
+def explain_score_retrieval(
+    self: object,
+    query_embeddings: Tensor | list[Tensor],
+    passage_embeddings: Tensor | list[Tensor],
+    batch_size: int = 128,
+    output_dtype: torch.dtype | None = None,
+    output_device: torch.device | str = "cpu",
+) -> object:
+    """Say which kernel ``score_retrieval`` would use, or why the library's own code would run."""
+    request = next(_launches(query_embeddings, passage_embeddings, batch_size, output_dtype))
+    return request if isinstance(request, Decline) else explain_maxsim_packed(**request)
+
+
+def _launches(queries: Any, passages: Any, batch_size: Any, output_dtype: Any) -> Iterator[ragged.Request | Decline]:
+    if output_dtype is None and isinstance(queries, (list, tuple, Tensor)) and len(queries):
+        # As the library reads it, before autocast lowers anything.
+        output_dtype = queries[0].dtype
+    return ragged.requests(queries, passages, batch_size=batch_size, out_dtype=output_dtype)
