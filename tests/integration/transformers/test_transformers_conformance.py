@@ -10,4 +10,4 @@ from li_plugins.testing.conformance import Conformance
 @pytest.mark.switches
 class TestTransformers(Conformance):
     adapter = "transformers"
-    preload = ("torch", "transformers.processing_utils", "transformers.image_utils")
+    preload = ("torch", "transformers.generation.utils", "transformers.models.auto.tokenization_auto")
