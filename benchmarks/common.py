@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import datetime
+import gc
 import platform
 import subprocess
 import time
@@ -18,6 +20,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+RESET = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +102,37 @@ def measure(call: Callable[[], Any], device: str, milliseconds: int = 300) -> Ti
 
 
 def peak_mib(call: Callable[[], Any], device: str) -> float:
-    """Return the device memory that a call needs at its peak, over what was there before, in MiB; NaN on the CPU."""
+    """Return the memory that a call needs at its peak, over what was there before, in MiB.
+
+    The device's on CUDA; on the CPU the resident set, where Linux tells its high-water mark, else NaN.
+    """
     if device == "cpu":
-        return float("nan")
+        return _resident_peak_mib(call)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     call()
     torch.cuda.synchronize()
     return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def _resident_peak_mib(call: Callable[[], Any]) -> float:
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)  # a call cannot hide in what an earlier one left
+    try:
+        RESET.write_text("5")  # the high-water mark starts anew
+    except OSError:
+        return float("nan")
+    before = _status_mib("VmRSS")
+    call()
+    return max(0.0, _status_mib("VmHWM") - before)
+
+
+def _status_mib(field: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
 
 
 def save(path: Path, rows: Iterable[Mapping[str, Any]], key: tuple[str, ...]) -> None:

@@ -1,0 +1,130 @@
+"""Time colpali-engine on the CPU with li-plugins and without: scoring, a training step of each kind, token pooling.
+
+``python benchmarks/colpali_cpu.py [--quick]`` writes ``results/colpali_cpu.csv``, one row per workload and side. Both
+sides are compared first: nothing wrong is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from colpali_engine.compression.token_pooling import HierarchicalTokenPooler
+from colpali_engine.loss import late_interaction_losses as losses
+from colpali_engine.utils.processing_utils import BaseVisualRetrieverProcessor
+from common import RESULTS, installed, measure, peak_mib, provenance, save
+from torch import Tensor
+
+import li_plugins
+
+WIDTH = 128
+TOLERANCE = 1e-4
+"""Largest relative difference between the sides."""
+
+
+def texts(count: int, shortest: int, longest: int) -> list[Tensor]:
+    """Return unit vectors of ragged lengths."""
+    lengths = torch.randint(shortest, longest + 1, (count,)).tolist()
+    return [torch.nn.functional.normalize(torch.randn(length, WIDTH), dim=-1) for length in lengths]
+
+
+def batch(*shape: int) -> Tensor:
+    """Return unit vectors whose similarities are those of a model: positive."""
+    return torch.nn.functional.normalize(torch.rand(*shape, WIDTH), dim=-1).requires_grad_()
+
+
+def scoring(queries: int, pages: int) -> Callable[[], Tensor]:
+    """``score_multi_vector`` at the library's own batch size."""
+    qs, ps = texts(queries, 10, 40), texts(pages, 500, 1030)
+    return lambda: BaseVisualRetrieverProcessor.score_multi_vector(qs, ps, device="cpu")
+
+
+def step(name: str, size: int, tokens: int, negatives: int = 0, **options: Any) -> Callable[[], Tensor]:
+    """Forward and backward of a loss; returns the gradient of the queries."""
+    loss = getattr(losses, name)(norm_tol=1e9, **options)
+    embeddings = [batch(size, 32), batch(size, tokens)] + ([batch(size, negatives, tokens)] if negatives else [])
+
+    def call() -> Tensor:
+        for leaf in embeddings:
+            leaf.grad = None
+        loss(*embeddings).backward()
+        return embeddings[0].grad
+
+    return call
+
+
+def pooling(tokens: int, factor: int) -> Callable[[], Tensor]:
+    """Pool a page whose patches lie around some topics."""
+    topics = torch.randn(60, WIDTH)[torch.randint(60, (tokens,))]
+    page = torch.nn.functional.normalize(3 * topics + torch.randn(tokens, WIDTH), dim=-1)
+    return lambda: HierarchicalTokenPooler().pool_embeddings([page], pool_factor=factor)[0]
+
+
+def workloads(quick: bool) -> dict[str, Callable[[], Tensor]]:
+    """Return what is timed, by a name that does not change."""
+    small = {
+        "score_multi_vector 16 x 64": scoring(16, 64),
+        "ColbertLoss 8, Ld 256": step("ColbertLoss", 8, 256),
+        "pooling 256 tokens by 3": pooling(256, 3),
+    }
+    if quick:
+        return small
+    return {
+        "score_multi_vector 64 x 256": scoring(64, 256),
+        "score_multi_vector 1 x 256": scoring(1, 256),
+        "ColbertLoss 32, Ld 1030": step("ColbertLoss", 32, 1030),
+        "ColbertPairwiseCELoss 32, Ld 1030": step("ColbertPairwiseCELoss", 32, 1030),
+        "ColbertLoss 32, Ld 1030, smooth": step("ColbertLoss", 32, 1030, use_smooth_max=True),
+        "ColbertNegativeCELoss 8 + 8 each, Ld 1030": step("ColbertNegativeCELoss", 8, 1030, negatives=8),
+        "pooling 768 tokens by 3": pooling(768, 3),
+        "pooling 1030 tokens by 3": pooling(1030, 3),
+    }
+
+
+def main() -> None:
+    """Time and save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small workloads, printed only")
+    parser.add_argument("--commit", help="commit for the rows, where there is no checkout")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    rows = []
+    for name, call in workloads(options.quick).items():
+        li_plugins.enable("colpali", strict=True)
+        found = call()
+        li_plugins.disable_all()
+        expected = call()
+        difference = (found - expected).abs().max().item() / expected.abs().max().item()
+        if not difference < TOLERANCE:
+            print(f"{name}: differs by {difference:.1e}, not timed")
+            continue
+        for side in ("colpali-engine", "li-plugins"):
+            if side == "li-plugins":
+                li_plugins.enable("colpali", strict=True)
+            timing, peak = measure(call, "cpu", 3000), peak_mib(call, "cpu")
+            li_plugins.disable_all()
+            rows.append(
+                {
+                    "workload": name,
+                    "who": side,
+                    "ms": f"{timing.median:.1f}",
+                    "p20": f"{timing.p20:.1f}",
+                    "p80": f"{timing.p80:.1f}",
+                    "peak_mib": f"{peak:.1f}",
+                    "difference": f"{difference:.1e}",
+                    "colpali_engine": installed("colpali-engine"),
+                    **provenance("cpu", options.commit),
+                }
+            )
+            print(
+                f"{name:45s} {side:15s} {timing.median:9.1f} ms {peak:9.1f} MiB  difference {difference:.1e}",
+                flush=True,
+            )
+    if not options.quick:
+        save(RESULTS / "colpali_cpu.csv", rows, ("workload", "who", "gpu"))
+
+
+if __name__ == "__main__":
+    main()
