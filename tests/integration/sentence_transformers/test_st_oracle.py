@@ -45,7 +45,7 @@ def right(found: Tensor, library: Tensor, truth: Tensor) -> None:
 
 
 @st.composite
-def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def problems(draw: st.DrawFn, *, may_tie: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw queries, weights, documents and masks: padded, some without a token, some with negative products only."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     dtype = draw(st.sampled_from(DTYPES))
@@ -56,8 +56,8 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     documents = torch.randn(texts, tokens, width, generator=generator)
     if draw(st.booleans()):
         queries, documents = queries.abs(), -documents.abs()
-    if draw(st.booleans()):
-        documents = documents[:, torch.randint(tokens, (tokens,), generator=generator)]  # ties
+    if may_tie and draw(st.booleans()):
+        documents = documents[:, torch.randint(tokens, (tokens,), generator=generator)]
     share = draw(st.sampled_from([0.0, 0.3, 0.8, 1.0]))
     mask = torch.rand(texts, tokens, generator=generator) < share
     weights = torch.rand(count, query_tokens, generator=generator)
@@ -65,7 +65,7 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return queries.to(dtype), weights.to(dtype), documents.to(dtype), mask
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(problems())
 def test_padded_batches(problem: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     queries, weights, documents, mask = problem
@@ -82,7 +82,7 @@ def test_padded_batches(problem: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(problems(), st.integers(1, 3000))
 def test_ragged_lists(problem: tuple[Tensor, Tensor, Tensor, Tensor], budget: int) -> None:
     queries, weights, documents, mask = problem
@@ -106,10 +106,10 @@ def test_ragged_lists(problem: tuple[Tensor, Tensor, Tensor, Tensor], budget: in
         )
 
 
-@settings(max_examples=30, deadline=None)
-@given(problems())
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(problems(may_tie=False))
 def test_gradients(problem: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-    """In float64, where a tie is one in the oracle too; the library's gradients are exact there."""
+    """In float64, where rounding decides no maximum: products of equal tokens may differ in the last bit."""
     queries, weights, documents, mask = problem
 
     def gradients(function: Any, *arguments: Any) -> tuple[Tensor, ...]:
