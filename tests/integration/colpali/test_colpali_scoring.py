@@ -18,6 +18,10 @@ from li_plugins.testing.oracle import judge
 score = BaseVisualRetrieverProcessor.score_multi_vector
 
 
+MAGNITUDE = 2
+"""Of a sum that cancels, each unit vector's share was up to 1, and each is rounded."""
+
+
 def texts(lengths: list[int], width: int = 16, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     return [torch.nn.functional.normalize(torch.randn(length, width), dim=-1).to(dtype) for length in lengths]
 
@@ -29,7 +33,7 @@ def assert_same(queries: Any, passages: Any, **keywords: Any) -> Tensor:
     with li_plugins.suspended():
         theirs, truth = score(queries, passages, **keywords), score(*exact, **keywords).double()
     assert (ours.dtype, ours.device, ours.shape) == (torch.float32, torch.device("cpu"), theirs.shape)
-    verdict = judge(ours, truth, theirs, magnitude=4 * truth.abs().max().item())
+    verdict = judge(ours, truth, theirs, magnitude=MAGNITUDE * max(map(len, queries)))
     assert verdict, verdict
     return ours
 
@@ -100,6 +104,7 @@ def test_gradients_flow() -> None:
     st.integers(1, 9),
 )
 def test_any_lengths(query_lengths: list[int], passage_lengths: list[int], batch_size: int) -> None:
+    torch.manual_seed(0)  # an example that fails is drawn again
     tiles = [passage_lengths[start : start + batch_size] for start in range(0, len(passage_lengths), batch_size)]
     if all(any(tile) for tile in tiles):
         assert_same(texts(query_lengths), texts(passage_lengths), batch_size=batch_size)

@@ -28,6 +28,10 @@ def processor(name: str) -> Any:
     return kind.__new__(kind)
 
 
+MAGNITUDE = 2
+"""Of a sum that cancels, each unit vector's share was up to 1, and each is rounded."""
+
+
 def texts(lengths: list[int], width: int = 16, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     return [torch.nn.functional.normalize(torch.randn(length, width), dim=-1).to(dtype) for length in lengths]
 
@@ -42,7 +46,7 @@ def assert_same(queries: Any, passages: Any, name: str = "ColPali", **keywords: 
         truth = score(*exact, **{**keywords, "output_dtype": torch.float64})
     assert (ours.dtype, ours.device, ours.shape) == (theirs.dtype, theirs.device, theirs.shape)
     rounding = max((ours.dtype, queries[0].dtype), key=lambda dtype: torch.finfo(dtype).eps)
-    verdict = judge(ours, truth, theirs, magnitude=4 * truth.abs().max().item(), rounding=rounding)
+    verdict = judge(ours, truth, theirs, magnitude=MAGNITUDE * max(map(len, queries)), rounding=rounding)
     assert verdict, verdict
     return ours
 
@@ -84,6 +88,7 @@ def test_tensors_and_lists_in_any_mixture() -> None:
     st.integers(1, 9),
 )
 def test_any_lengths(query_lengths: list[int], passage_lengths: list[int], batch_size: int) -> None:
+    torch.manual_seed(0)  # an example that fails is drawn again
     assert_same(texts(query_lengths), texts(passage_lengths), batch_size=batch_size)
 
 
