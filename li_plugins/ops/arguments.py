@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -118,3 +118,29 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 def lower(embeddings: Tensor, dtype: torch.dtype) -> Tensor:
     """Cast what autocast casts: every floating dtype but float64."""
     return embeddings.to(dtype) if embeddings.is_floating_point() and embeddings.dtype != torch.float64 else embeddings
+
+
+def runs(sizes: Sequence[int], limit: int) -> Iterator[slice]:
+    """Yield runs of items, one after the other, that take at most ``limit`` together, or one that takes more."""
+    start = total = 0
+    for stop, size in enumerate(sizes):
+        total += size
+        if total > limit and stop > start:
+            yield slice(start, stop)
+            start, total = stop, size
+    if sizes:
+        yield slice(start, len(sizes))
+
+
+def bytes_of(embeddings: Tensor) -> int:
+    """Return the bytes of an embedding."""
+    return embeddings.numel() * embeddings.element_size()
+
+
+def foreign(function: Any, name: str, package: str) -> Decline | None:
+    """Decline where somebody put a function of their own in the place of one that a library's function calls."""
+    # Not __qualname__: inside of an inlined function Dynamo gives the descriptor in place of the name.
+    module, found = getattr(function, "__module__", ""), getattr(function, "__name__", "")
+    if found == name and module.startswith(f"{package}.") and not hasattr(function, "__wrapped__"):
+        return None
+    return Decline(f"{name} of {package} was replaced by {module}.{found}")

@@ -58,15 +58,16 @@ def requests(
         return
     packed_queries = arguments.concatenated(lists[0], device)
     where = packed_queries.tokens.device
-    for start, stop in _runs(lists[1], BYTES_PER_LAUNCH.get(where.type, BYTES_PER_LAUNCH["cpu"])):
-        packed_documents = arguments.concatenated(lists[1][start:stop], device)
+    sizes = [arguments.bytes_of(document) for document in lists[1]]
+    for run in arguments.runs(sizes, BYTES_PER_LAUNCH.get(where.type, BYTES_PER_LAUNCH["cpu"])):
+        packed_documents = arguments.concatenated(lists[1][run], device)
         multiplied = arguments.as_multiplied(
             packed_queries.tokens, packed_documents.tokens, query_rank=2, document_rank=2
         )
         if isinstance(multiplied, Decline):
             yield multiplied
             return
-        floor = floors[start:stop]
+        floor = floors[run]
         request: Request = {
             "queries": multiplied[0],
             "documents": multiplied[1],
@@ -103,14 +104,3 @@ def _floors(lengths: Sequence[int], batch_size: int) -> list[bool] | None:
             return None
         floors += [length < longest for length in together]
     return floors
-
-
-def _runs(documents: Sequence[Tensor], limit: int) -> Iterator[tuple[int, int]]:
-    start = size = 0
-    for stop, document in enumerate(documents):
-        addition = document.numel() * document.element_size()
-        if size + addition > limit and stop > start:
-            yield start, stop
-            start, size = stop, 0
-        size += addition
-    yield start, len(documents)

@@ -132,15 +132,6 @@ def unreadable(*arguments: Any) -> Decline | None:
     return None
 
 
-def foreign(function: Any) -> Decline | None:
-    """Decline where somebody put a function of their own in the place of PyLate's ``colbert_scores``."""
-    # Not __qualname__: inside of an inlined function Dynamo gives the descriptor in place of the name.
-    module, name = getattr(function, "__module__", ""), getattr(function, "__name__", "")
-    if name == "colbert_scores" and module.startswith("pylate.") and not hasattr(function, "__wrapped__"):
-        return None
-    return Decline(f"PyLate's colbert_scores was replaced by {module}.{name}")
-
-
 def _factors(name: str, mask: Any, embeddings: Tensor) -> Tensor | Decline | None:
     if mask is None:
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -100,7 +100,7 @@ def _groups(documents_ids: Any, queries_embeddings: Any, documents_embeddings: A
     """Yield as many queries at a time as fill a launch, or one that fills more."""
     refusal = (
         _requests.named_backend(None)
-        or _requests.foreign(_rank.colbert_scores)
+        or arguments.foreign(_rank.colbert_scores, "colbert_scores", "pylate")
         or _requests.unreadable(documents_ids, queries_embeddings, documents_embeddings)
     )
     if refusal:
@@ -118,7 +118,7 @@ def _groups(documents_ids: Any, queries_embeddings: Any, documents_embeddings: A
         if isinstance(tensors, Decline):
             yield tensors
             return
-        addition = sum(map(_size, tensors))
+        addition = sum(map(arguments.bytes_of, tensors))
         if group.ids and size + addition > BYTES_PER_LAUNCH:
             yield _alike(group)
             group, size = Group([], [], [], []), 0
@@ -144,10 +144,6 @@ def _tensors(documents: Any) -> list[Tensor] | Decline:
     return tensors if any(map(len, tensors)) else Decline("documents without tokens have no best token")
 
 
-def _size(embeddings: Tensor) -> int:
-    return embeddings.numel() * embeddings.element_size()
-
-
 def _alike(group: Group) -> Group | Decline:
     """Return the group, if one launch can take it: PyLate never compares one query's documents with another's."""
     documents = [candidate.document for candidate in group.candidates]
@@ -156,7 +152,9 @@ def _alike(group: Group) -> Group | Decline:
 
 def _requests_of(group: Group, device: Any) -> Iterator[Request | Decline]:
     """Yield one request for each run of candidates that fits a launch; their scores come in the candidates' order."""
-    for run in _runs(group.candidates):
+    sizes = [arguments.bytes_of(candidate.document) for candidate in group.candidates]
+    for part in arguments.runs(sizes, BYTES_PER_LAUNCH):
+        run = group.candidates[part]
         first, last = run[0].query, run[-1].query
         queries = arguments.concatenated(group.queries[first : last + 1], device)
         where = queries.tokens.device
@@ -169,15 +167,3 @@ def _requests_of(group: Group, device: Any) -> Iterator[Request | Decline]:
             ),
             floor=torch.tensor([candidate.shorter for candidate in run], device=where),
         )
-
-
-def _runs(candidates: Sequence[Candidate]) -> Iterator[Sequence[Candidate]]:
-    start = size = 0
-    for stop, candidate in enumerate(candidates):
-        addition = _size(candidate.document)
-        size += addition
-        if size > BYTES_PER_LAUNCH and stop > start:
-            yield candidates[start:stop]
-            start, size = stop, addition
-    if start < len(candidates):
-        yield candidates[start:]

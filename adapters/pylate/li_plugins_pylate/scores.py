@@ -131,7 +131,7 @@ def _candidates(
 
 def _groups(queries: Any, documents: Any, queries_mask: Any, documents_mask: Any, backend: Any) -> Request | Decline:
     """Flatten the groups: column ``d * N + k`` is document ``k`` of group ``d``, as PyLate arranges them."""
-    refusal = _requests.foreign(_colbert.colbert_scores)
+    refusal = arguments.foreign(_colbert.colbert_scores, "colbert_scores", "pylate")
     if refusal:
         return refusal
     documents = convert_to_tensor(documents)
