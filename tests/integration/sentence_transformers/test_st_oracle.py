@@ -38,9 +38,15 @@ def cross(queries: Any, weights: Any, documents: Any, masks: Any) -> Tensor:
     return torch.stack([torch.stack(row) for row in rows])
 
 
-def right(found: Tensor, library: Tensor, truth: Tensor) -> None:
+def summands(queries: Any, documents: Any) -> float:
+    """Return the most that the absolute products of one score add up to: what its rounding is relative to."""
+    tokens = torch.cat([document.double().abs() for document in documents])
+    return max(largest((query.double().abs() @ tokens.T).amax(-1).sum()) for query in queries if len(query))
+
+
+def right(found: Tensor, library: Tensor, truth: Tensor, size: float) -> None:
     assert found.dtype is library.dtype
-    verdict = judge(found, truth, library, magnitude=ROUNDINGS * largest(truth[truth != EMPTY]))
+    verdict = judge(found, truth, library, magnitude=ROUNDINGS * size)
     assert verdict, verdict
 
 
@@ -70,16 +76,16 @@ def problems(draw: st.DrawFn, *, may_tie: bool = True) -> tuple[Tensor, Tensor, 
 def test_padded_batches(problem: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     queries, weights, documents, mask = problem
     truth = cross(queries, weights, documents, mask)
+    size = summands(queries, documents)
     arguments = queries, documents, weights, mask
-    right(similarity.maxsim(*arguments), call_unpatched(similarity.maxsim, *arguments), truth)
+    right(similarity.maxsim(*arguments), call_unpatched(similarity.maxsim, *arguments), truth, size)
     stacked = torch.stack([documents] * len(queries)), torch.stack([mask] * len(queries))
     arguments = queries, stacked[0], weights, stacked[1]
-    right(scoring.colbert_kd_scores(*arguments), call_unpatched(scoring.colbert_kd_scores, *arguments), truth)
-    right(
-        scoring.colbert_scores(*arguments),
-        call_unpatched(scoring.colbert_scores, *arguments),
-        truth.repeat(1, len(queries)),
-    )
+    for function, expected in (
+        (scoring.colbert_kd_scores, truth),
+        (scoring.colbert_scores, truth.repeat(1, len(queries))),
+    ):
+        right(function(*arguments), call_unpatched(function, *arguments), expected, size)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -93,17 +99,14 @@ def test_ragged_lists(problem: tuple[Tensor, Tensor, Tensor, Tensor], budget: in
     everything = [[torch.ones(len(text)) for text in side] for side in (asked, texts)]
     truth = cross(asked, everything[0], texts, everything[1])
     budget += sum(query.numel() for query in asked)
-    right(
-        similarity.maxsim(asked, texts, chunk_elements=budget), call_unpatched(similarity.maxsim, asked, texts), truth
-    )
+    size = summands(asked, texts)
+    ours = similarity.maxsim(asked, texts, chunk_elements=budget)
+    right(ours, call_unpatched(similarity.maxsim, asked, texts), truth, size)
     count = min(len(asked), len(texts))
     if any(map(len, texts[:count])) and any(map(len, asked[:count])):
         pairs = asked[:count], texts[:count]
-        right(
-            similarity.maxsim_pairwise(*pairs, chunk_elements=budget),
-            call_unpatched(similarity.maxsim_pairwise, *pairs),
-            truth[:count, :count].diagonal(),
-        )
+        ours = similarity.maxsim_pairwise(*pairs, chunk_elements=budget)
+        right(ours, call_unpatched(similarity.maxsim_pairwise, *pairs), truth[:count, :count].diagonal(), size)
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
