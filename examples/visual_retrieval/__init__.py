@@ -1,0 +1,1 @@
+"""Visual document retrieval on pages rendered from text, with colpali-engine."""
