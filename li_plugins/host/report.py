@@ -47,10 +47,10 @@ class Row(NamedTuple):
 
 
 def plain(renderable: RenderableType) -> str:
-    """Return what rich would print, as text without colour, as wide as the terminal, at least 120 columns."""
+    """Return what rich would print, as text without colour, as wide as the terminal, at least 160 columns."""
     from rich.console import Console
 
-    width = max(120, shutil.get_terminal_size().columns)
+    width = max(160, shutil.get_terminal_size().columns)  # of a path, a state and a reason side by side
     console = Console(file=StringIO(), width=width, color_system=None, force_terminal=False, force_jupyter=False)
     with console.capture() as capture:
         console.print(renderable)
@@ -101,9 +101,9 @@ class Status:
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-        longest = max((len(row.target) for row in self.rows), default=0)
         table.add_column("adapter", overflow="fold")
-        table.add_column("target", overflow="fold", min_width=min(longest, 60))
+        # No least width: rich would cut the last column off, not fold it.
+        table.add_column("target", overflow="fold")
         table.add_column("state", no_wrap=True)
         table.add_column("calls", justify="right")
         table.add_column("declines", justify="right")
