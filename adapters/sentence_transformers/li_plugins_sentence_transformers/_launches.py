@@ -54,14 +54,14 @@ Launches = Iterator[Launch | Decline]
 def cross(a: Any, b: Any, a_mask: Any, b_mask: Any, chunk_elements: int | None, device: Any) -> Launches:
     """Yield launches of all queries with all documents; the arguments are those of the library's ``maxsim``."""
     refusal = (
-        _requests.foreign(_similarity._maxsim_score_documents, "_maxsim_score_documents")
+        arguments.foreign(_similarity._maxsim_score_documents, "_maxsim_score_documents", "sentence_transformers")
         or _unreadable("queries", a, a_mask)
         or _unreadable("documents", b, b_mask)
     )
     if refusal:
         yield refusal
         return
-    where = home(b, a) if device is None else torch.device(device)
+    where = home(a, b) if device is None else torch.device(device)
     (a, a_mask), (b, b_mask) = _batch(a, a_mask), _batch(b, b_mask)
     if isinstance(a, list) or isinstance(b, list):
         yield from _ragged(a, b, a_mask, b_mask, chunk_elements, where)
@@ -72,14 +72,14 @@ def cross(a: Any, b: Any, a_mask: Any, b_mask: Any, chunk_elements: int | None, 
 def pairwise(a: Any, b: Any, a_mask: Any, b_mask: Any, chunk_elements: int | None, device: Any) -> Launches:
     """Yield launches of the first query with the first document and so on, as ``maxsim_pairwise`` takes them."""
     refusal = (
-        _requests.foreign(_similarity._maxsim_score_pairs, "_maxsim_score_pairs")
+        arguments.foreign(_similarity._maxsim_score_pairs, "_maxsim_score_pairs", "sentence_transformers")
         or _unreadable("queries", a, a_mask)
         or _unreadable("documents", b, b_mask)
     )
     if refusal:
         yield refusal
         return
-    where = home(b, a) if device is None else torch.device(device)
+    where = home(a, b) if device is None else torch.device(device)
     (a, a_mask), (b, b_mask) = _batch(a, a_mask), _batch(b, b_mask)
     if len(a) != len(b):
         yield Decline(f"{len(a)} queries and {len(b)} documents are no pairs")
@@ -130,10 +130,9 @@ def normalized(scores: Tensor, a: Any, a_mask: Tensor | None) -> Tensor:
     return scores / (counts if scores.ndim == 1 else counts.unsqueeze(1))
 
 
-def home(*sides: Any) -> torch.device:
-    """Return where scores belong: the device of the first side that has one."""
-    devices = (_similarity._embeddings_device(side) for side in sides)
-    return next((device for device in devices if device is not None), torch.device("cpu"))
+def home(a: Any, b: Any) -> torch.device:
+    """Return where scores belong: on the documents' device, or the queries' where the documents have none."""
+    return _similarity._embeddings_device(b) or _similarity._embeddings_device(a) or torch.device("cpu")
 
 
 def _ragged(a: Any, b: Any, a_mask: Any, b_mask: Any, chunk_elements: int | None, where: torch.device) -> Launches:
@@ -152,7 +151,7 @@ def _ragged(a: Any, b: Any, a_mask: Any, b_mask: Any, chunk_elements: int | None
     elif isinstance(documents, Flat):
         yield _packed(queries, documents)
     else:
-        for run in _lists.runs([text.numel() for text in documents], limit):
+        for run in arguments.runs([text.numel() for text in documents], limit):
             yield _packed(queries, Flat(arguments.concatenated(documents[run], where)))
 
 
@@ -171,7 +170,7 @@ def _ragged_pairs(
         yield limit
         return
     sizes = [query.numel() + document.numel() for query, document in zip(queries, documents, strict=True)]
-    for run in _lists.runs(sizes, limit):
+    for run in arguments.runs(sizes, limit):
         parts = [Flat(arguments.concatenated(side[run], where)) for side in (queries, documents)]
         yield _packed(*parts, is_pairwise=True)
 

@@ -1,8 +1,7 @@
-"""Lists of ragged texts, as sentence-transformers' ``encode`` returns them: read, and cut into runs."""
+"""Lists of ragged texts, as sentence-transformers' ``encode`` returns them: read, and how many a launch takes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,14 +41,3 @@ def elements(chunk_elements: int | None, taken: int, device: torch.device) -> in
     if taken > budget:
         return Decline(f"queries of {taken} elements exceed the budget of {budget}: the library cuts them too")
     return min(budget - taken, CPU_ELEMENTS_PER_LAUNCH) if device.type == "cpu" else budget - taken
-
-
-def runs(sizes: Sequence[int], limit: int) -> Iterator[slice]:
-    """Yield runs of items, one after the other, that together have at most ``limit`` elements, or one that has more."""
-    start = total = 0
-    for stop, size in enumerate(sizes):
-        total += size
-        if total > limit and stop > start:
-            yield slice(start, stop)
-            start, total = stop, size
-    yield slice(start, len(sizes))

@@ -131,12 +131,3 @@ def without_tokens(document_mask: Tensor | None) -> Tensor | None:
 def one_candidate(document_mask: Tensor | None) -> Tensor | None:
     """Return the mask of documents ``[B, Ld]`` as that of one candidate for each query, ``[B, 1, Ld]``."""
     return None if document_mask is None else document_mask.unsqueeze(1)
-
-
-def foreign(function: Any, name: str) -> Decline | None:
-    """Decline where somebody put a function of their own in the place of one of the library's."""
-    # Not __qualname__: inside of an inlined function Dynamo gives the descriptor in place of the name.
-    module, found = getattr(function, "__module__", ""), getattr(function, "__name__", "")
-    if found == name and module.startswith("sentence_transformers.") and not hasattr(function, "__wrapped__"):
-        return None
-    return Decline(f"sentence-transformers' {name} was replaced by {module}.{found}")

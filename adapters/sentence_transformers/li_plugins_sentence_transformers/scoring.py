@@ -12,7 +12,7 @@ from sentence_transformers.util.tensor import _convert_to_tensor
 
 from li_plugins.api import Decline
 from li_plugins.ops import arguments
-from li_plugins_sentence_transformers import _launches, _requests
+from li_plugins_sentence_transformers import _launches
 
 if TYPE_CHECKING:
     from li_plugins_sentence_transformers._launches import Launch
@@ -82,8 +82,8 @@ def explain_colbert_kd_scores(
 def _groups(queries: Any, documents: Any, queries_mask: Any, documents_mask: Any) -> Launch | Decline:
     """Flatten the groups: column ``d * N + n`` is document ``n`` of group ``d``, as the library arranges them."""
     refusal = (
-        _requests.foreign(_colbert.maxsim, "maxsim")
-        or _requests.foreign(_similarity._maxsim_score_documents, "_maxsim_score_documents")
+        arguments.foreign(_colbert.maxsim, "maxsim", "sentence_transformers")
+        or arguments.foreign(_similarity._maxsim_score_documents, "_maxsim_score_documents", "sentence_transformers")
         or _unmasked(queries_mask, documents_mask)
     )
     if refusal:
@@ -102,8 +102,8 @@ def _groups(queries: Any, documents: Any, queries_mask: Any, documents_mask: Any
 
 def _candidates(queries: Any, documents: Any, queries_mask: Any, documents_mask: Any) -> Launch | Decline:
     refusal = (
-        _requests.foreign(_colbert.maxsim_pairwise, "maxsim_pairwise")
-        or _requests.foreign(_similarity._maxsim_score_pairs, "_maxsim_score_pairs")
+        arguments.foreign(_colbert.maxsim_pairwise, "maxsim_pairwise", "sentence_transformers")
+        or arguments.foreign(_similarity._maxsim_score_pairs, "_maxsim_score_pairs", "sentence_transformers")
         or _unmasked(queries_mask, documents_mask)
     )
     if refusal:

@@ -21,7 +21,7 @@ def maxsim(
 ) -> Tensor | Decline:
     """Score every query against every document: ``[A, Lq, d]`` and ``[B, Ld, d]``, or ragged lists, to ``[A, B]``."""
     launches = _launches.cross(a, b, a_mask, b_mask, chunk_elements, device)
-    scores = _launches.joined(launches, _launches.home(b, a))
+    scores = _launches.joined(launches, _launches.home(a, b))
     if isinstance(scores, Decline) or not length_normalize:
         return scores
     return _launches.normalized(scores, a, a_mask)
@@ -51,7 +51,7 @@ def maxsim_pairwise(
 ) -> Tensor | Decline:
     """Score the first query against the first document and so on, padded or ragged, to ``[n]``."""
     launches = _launches.pairwise(a, b, a_mask, b_mask, chunk_elements, device)
-    scores = _launches.joined(launches, _launches.home(b, a))
+    scores = _launches.joined(launches, _launches.home(a, b))
     if isinstance(scores, Decline):
         return scores
     scores = scores.flatten()  # a padded pair is a query with one candidate
