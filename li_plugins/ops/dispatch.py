@@ -199,7 +199,7 @@ def _make(request: Request, problem: Any) -> Plan:
     tally = _tallies.setdefault((label, chosen[0].name), [0])
     plan = Plan(request, *chosen, tuple(rejected), tally)
     _report_preference(plan, candidates)
-    logger.info("li-plugins: %s", plan)
+    logger.info("li_plugins: %s", plan)
     return plan
 
 
@@ -240,14 +240,14 @@ def _loaded(kernel: Kernel) -> Implementation | str:
     except Exception as error:  # a broken kernel module must not take the others away; strict mode shows it whole
         if _flag("LI_PLUGINS_STRICT"):
             raise
-        logger.exception("li-plugins: kernel %r cannot be loaded from %r", kernel.name, kernel.load)
+        logger.exception("li_plugins: kernel %r cannot be loaded from %r", kernel.name, kernel.load)
         return f"cannot be loaded: {type(error).__name__}: {error}"
 
 
 def _quarantine(failed: Plan, error: Exception) -> None:
     reason = f"{type(error).__name__}: {error}".strip()
     logger.error(
-        "li-plugins: kernel %r cannot be compiled for %s; the next one runs from now on. %s",
+        "li_plugins: kernel %r cannot be compiled for %s; the next one runs from now on. %s",
         failed.kernel.name,
         failed.request,
         reason,

@@ -81,7 +81,7 @@ def kernels(op: str) -> list[Kernel]:
         try:
             rows += [kernel for kernel in provider() if kernel.op == op]
         except Exception:  # a stranger's code: whatever it raises must not take the built-in kernels away
-            logger.exception("li-plugins: %r failed to list its kernels; they are left out", provider)
+            logger.exception("li_plugins: %r failed to list its kernels; they are left out", provider)
     return sorted(rows, key=lambda kernel: -kernel.priority)
 
 
