@@ -20,7 +20,6 @@ from torch import Tensor
 import li_plugins
 
 WIDTH = 128
-THREADS = 2
 TOLERANCE = 1e-5
 """Largest relative difference between the sides."""
 
@@ -127,9 +126,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small workloads, printed only")
     parser.add_argument("--rounds", type=int, default=5, help="how often the sides take turns")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--commit", help="commit for the rows, where there is no checkout")
     options = parser.parse_args()
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(options.threads)
     common = provenance("cpu", options.commit)
     for name, make in workloads(options.quick).items():
         torch.manual_seed(0)
