@@ -7,6 +7,7 @@ compared first: nothing wrong is timed. They take turns, so that what else the m
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -125,6 +126,7 @@ def main() -> None:
     """Time and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small workloads, printed only")
+    parser.add_argument("--only", type=re.compile, default=re.compile(""), help="regular expression on the workload")
     parser.add_argument("--rounds", type=int, default=5, help="how often the sides take turns")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--commit", help="commit for the rows, where there is no checkout")
@@ -132,6 +134,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     common = provenance("cpu", options.commit)
     for name, make in workloads(options.quick).items():
+        if not options.only.search(name):
+            continue
         torch.manual_seed(0)
         found = rows(name, make(), options.rounds, common)
         for row in found:
