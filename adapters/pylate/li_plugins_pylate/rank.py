@@ -38,8 +38,8 @@ class Candidate(NamedTuple):
     """Whether PyLate pads it to the longest candidate of its query: zero rows, which a query token may prefer."""
 
 
-class Group(NamedTuple):
-    """Some of the queries that ``rerank`` was given, converted."""
+class Reranking(NamedTuple):
+    """What ``rerank`` was asked for, converted."""
 
     ids: list[Any]
     """Per query, the ids of its documents."""
@@ -49,6 +49,8 @@ class Group(NamedTuple):
     """Query after query."""
     counts: list[int]
     """Candidates per query."""
+    device: Any
+    """Where to compute, ``None`` for where the queries are."""
 
 
 def rerank(
@@ -58,21 +60,23 @@ def rerank(
     device: str | None = None,
 ) -> list[list[dict[str, Any]]] | Decline:
     """Sort each query's documents by score: ``[[{"id": ..., "score": ...}, ...], ...]``, the best first."""
+    reranking = _prepared(documents_ids, queries_embeddings, documents_embeddings, device)
+    if isinstance(reranking, Decline):
+        return reranking
+    scores = []
+    with torch.no_grad():
+        for request in _requests_of(reranking):
+            if isinstance(request, Decline):
+                return request
+            scores.append(maxsim_packed(**request))
+    if not scores:
+        return []
     results = []
-    for group in _groups(documents_ids, queries_embeddings, documents_embeddings):
-        if isinstance(group, Decline):
-            return group
-        scores = []
-        with torch.no_grad():
-            for request in _requests_of(group, device):
-                if isinstance(request, Decline):
-                    return request
-                scores.append(maxsim_packed(**request))
-        for ids, query_scores in zip(group.ids, torch.cat(scores).cpu().split(group.counts), strict=True):
-            best, order = torch.sort(query_scores, descending=True)
-            results.append(
-                [{"id": ids[index], "score": score} for index, score in zip(order.tolist(), best.tolist(), strict=True)]
-            )
+    for ids, query_scores in zip(reranking.ids, torch.cat(scores).cpu().split(reranking.counts), strict=True):
+        best, order = torch.sort(query_scores, descending=True)
+        results.append(
+            [{"id": ids[index], "score": score} for index, score in zip(order.tolist(), best.tolist(), strict=True)]
+        )
     return results
 
 
@@ -83,30 +87,30 @@ def explain_rerank(
     device: str | None = None,
 ) -> object:
     """Say which kernel ``rerank`` would use, or why PyLate's own code would run."""
-    first: object = "no query: nothing to compute"
-    for number, group in enumerate(_groups(documents_ids, queries_embeddings, documents_embeddings)):
-        if isinstance(group, Decline):
-            return group
-        with torch.no_grad():
-            for request in _requests_of(group, device):
-                if isinstance(request, Decline):
-                    return request
-                if number == 0:
-                    first = explain_maxsim_packed(**request)
-    return first
+    reranking = _prepared(documents_ids, queries_embeddings, documents_embeddings, device)
+    if isinstance(reranking, Decline):
+        return reranking
+    with torch.no_grad():
+        request = next(_requests_of(reranking), None)
+    if request is None:
+        return "no query: nothing to compute"
+    return request if isinstance(request, Decline) else explain_maxsim_packed(**request)
 
 
-def _groups(documents_ids: Any, queries_embeddings: Any, documents_embeddings: Any) -> Iterator[Group | Decline]:
-    """Yield as many queries at a time as fill a launch, or one that fills more."""
+def _prepared(
+    documents_ids: Any, queries_embeddings: Any, documents_embeddings: Any, device: Any
+) -> Reranking | Decline:
     refusal = (
         _requests.named_backend(None)
         or arguments.foreign(_rank.colbert_scores, "colbert_scores", "pylate")
         or _requests.unreadable(documents_ids, queries_embeddings, documents_embeddings)
     )
     if refusal:
-        yield refusal
-        return
-    group, size = Group([], [], [], []), 0
+        return refusal
+    ids: list[Any] = []
+    queries: list[Tensor] = []
+    candidates: list[Candidate] = []
+    counts: list[int] = []
     # PyLate pairs the three as far as the shortest goes.
     for query, query_ids, documents in zip(
         _rank.reshape_embeddings(queries_embeddings),
@@ -114,56 +118,42 @@ def _groups(documents_ids: Any, queries_embeddings: Any, documents_embeddings: A
         _rank.reshape_embeddings(documents_embeddings),
         strict=False,
     ):
-        tensors = _tensors(documents)
-        if isinstance(tensors, Decline):
-            yield tensors
-            return
-        addition = sum(map(arguments.bytes_of, tensors))
-        if group.ids and size + addition > BYTES_PER_LAUNCH:
-            yield _alike(group)
-            group, size = Group([], [], [], []), 0
-        longest = max(map(len, tensors))
-        group.candidates.extend(Candidate(len(group.ids), tensor, len(tensor) < longest) for tensor in tensors)
-        group.counts.append(len(tensors))
-        group.queries.append(convert_to_tensor(query))
-        group.ids.append(query_ids)
-        size += addition
-    if group.ids:
-        yield _alike(group)
+        refusal = _requests.unreadable(documents)
+        if refusal:
+            return refusal
+        documents = [convert_to_tensor(document) for document in documents]
+        refusal = arguments.unlike("documents", documents) if documents else Decline("a query without documents")
+        if refusal:
+            return refusal
+        longest = max(len(document) for document in documents)
+        if longest == 0:
+            return Decline("documents without tokens have no best token")
+        candidates += [Candidate(len(queries), document, len(document) < longest) for document in documents]
+        counts.append(len(documents))
+        queries.append(convert_to_tensor(query))
+        ids.append(query_ids)
+    if queries:
+        # PyLate never compares one query's documents with another's; one launch for all of them has to.
+        refusal = arguments.unlike("queries", queries) or arguments.unlike(
+            "documents", [candidate.document for candidate in candidates]
+        )
+    return refusal or Reranking(ids, queries, candidates, counts, device)
 
 
-def _tensors(documents: Any) -> list[Tensor] | Decline:
-    """Return the documents of one query; at least one has a token."""
-    refusal = _requests.unreadable(documents)
-    if refusal:
-        return refusal
-    tensors = [convert_to_tensor(document) for document in documents]
-    refusal = arguments.unlike("documents", tensors) if tensors else Decline("a query without documents")
-    if refusal:
-        return refusal
-    return tensors if any(map(len, tensors)) else Decline("documents without tokens have no best token")
-
-
-def _alike(group: Group) -> Group | Decline:
-    """Return the group, if one launch can take it: PyLate never compares one query's documents with another's."""
-    documents = [candidate.document for candidate in group.candidates]
-    return arguments.unlike("queries", group.queries) or arguments.unlike("documents", documents) or group
-
-
-def _requests_of(group: Group, device: Any) -> Iterator[Request | Decline]:
+def _requests_of(reranking: Reranking) -> Iterator[Request | Decline]:
     """Yield one request for each run of candidates that fits a launch; their scores come in the candidates' order."""
-    sizes = [arguments.bytes_of(candidate.document) for candidate in group.candidates]
+    sizes = [arguments.bytes_of(candidate.document) for candidate in reranking.candidates]
     for part in arguments.runs(sizes, BYTES_PER_LAUNCH):
-        run = group.candidates[part]
+        run = reranking.candidates[part]
         first, last = run[0].query, run[-1].query
-        queries = arguments.concatenated(group.queries[first : last + 1], device)
-        where = queries.tokens.device
+        queries = arguments.concatenated(reranking.queries[first : last + 1], reranking.device)
+        device = queries.tokens.device
         yield _requests.packed(
             queries,
-            arguments.concatenated([candidate.document for candidate in run], where),
+            arguments.concatenated([candidate.document for candidate in run], device),
             pairs=(
-                torch.tensor([candidate.query - first for candidate in run], device=where),
-                torch.arange(len(run), device=where),
+                torch.tensor([candidate.query - first for candidate in run], device=device),
+                torch.arange(len(run), device=device),
             ),
-            floor=torch.tensor([candidate.shorter for candidate in run], device=where),
+            floor=torch.tensor([candidate.shorter for candidate in run], device=device),
         )
