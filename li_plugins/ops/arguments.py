@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from li_plugins.api import Decline
+from li_plugins.api import Decline, Support
+
+Request = dict[str, Any]
+"""Keyword arguments of an operation, which its ``supports_`` and ``explain_`` twins take too."""
 
 PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 """Subclasses may give ``einsum`` a meaning of their own."""
@@ -57,6 +60,19 @@ def as_multiplied(
     return queries, documents
 
 
+def padded(queries: Any, documents: Any, *, document_rank: int) -> tuple[Tensor, Tensor] | Decline:
+    """Return padded batches as multiplied: ``[A, Lq, d]``, and ``[B, Ld, d]`` or at rank 4 ``[A, K, Ld, d]``."""
+    multiplied = as_multiplied(queries, documents, query_rank=3, document_rank=document_rank)
+    if isinstance(multiplied, Decline):
+        return multiplied
+    queries, documents = multiplied
+    if documents.shape[-2] == 0:
+        return Decline("documents without tokens have no best token")
+    if document_rank == 4 and queries.shape[0] != documents.shape[0]:
+        return Decline(f"{queries.shape[0]} queries, candidates for {documents.shape[0]}")
+    return multiplied
+
+
 def factors(name: str, mask: Any, embeddings: Tensor) -> Tensor | Decline | None:
     """Return a mask with one factor for each token, a dimension of size 1 standing for all; ``None`` stays ``None``."""
     if mask is None:
@@ -87,6 +103,14 @@ def score_dtype(queries: Tensor, *masks: Tensor | None) -> torch.dtype:
     if queries.device.type == "cuda" and dtype is not torch.float64 and autocast_dtype(queries.device) is not None:
         return torch.float32
     return dtype
+
+
+def supported(request: Request | Decline, supports: Callable[..., Support]) -> Request | Decline:
+    """Return a request that a kernel serves; ``supports`` is the twin of the operation."""
+    if isinstance(request, Decline):
+        return request
+    support = supports(**request)
+    return request if support else Decline(support.reason)
 
 
 def concatenated(texts: Sequence[Tensor], device: Any = None) -> Ragged:

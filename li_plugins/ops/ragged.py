@@ -10,13 +10,12 @@ from torch import Tensor
 
 from li_plugins.api import Decline
 from li_plugins.ops import arguments
-from li_plugins.ops.maxsim import supports_maxsim_packed
+from li_plugins.ops.arguments import Request
+from li_plugins.ops.dispatch import Plan
+from li_plugins.ops.maxsim import explain_maxsim_packed, maxsim_packed, supports_maxsim_packed
 
 BYTES_PER_LAUNCH = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 """Document embeddings that one launch takes, by device; bounds the copy that puts them one after the other."""
-
-Request = dict[str, Any]
-"""Keyword arguments of ``maxsim_packed`` and ``explain_maxsim_packed``."""
 
 
 def requests(
@@ -78,8 +77,23 @@ def requests(
             "max_query_length": packed_queries.longest,
             "max_document_length": packed_documents.longest,
         }
-        support = supports_maxsim_packed(**request)
-        yield request if support else Decline(support.reason)
+        yield arguments.supported(request, supports_maxsim_packed)
+
+
+def scores(launches: Iterator[Request | Decline]) -> Tensor | Decline:
+    """Run requests and return their scores side by side, ``[A, B]``, where they were computed."""
+    columns = []
+    for request in launches:
+        if isinstance(request, Decline):
+            return request
+        columns.append(maxsim_packed(**request))
+    return torch.cat(columns, dim=1)
+
+
+def explained(launches: Iterator[Request | Decline]) -> Plan | Decline:
+    """Return the plan of the first request, or why there is none."""
+    request = next(launches)
+    return request if isinstance(request, Decline) else explain_maxsim_packed(**request)
 
 
 def _unbatched(batch_size: Any) -> Decline | None:

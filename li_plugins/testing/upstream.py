@@ -58,17 +58,8 @@ def sources(project: str, release: str, folder: Path) -> Path:
     given = os.environ.get(f"{project.replace('-', '_').upper()}_SOURCE")
     if given:
         return Path(given)
-    command = [
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--no-binary",
-        ":all:",
-        "--dest",
-        str(folder),
-        f"{project}=={release}",
-    ]
-    subprocess.run([sys.executable, "-m", "pip", *command], check=True)
+    options = ["--quiet", "--no-deps", "--no-binary", ":all:", "--dest", str(folder)]
+    subprocess.run([sys.executable, "-m", "pip", "download", *options, f"{project}=={release}"], check=True)
     with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
         archive.extractall(folder, filter="data")
     return next(path for path in folder.iterdir() if path.is_dir())

@@ -6,6 +6,7 @@ from li_plugins.api import Adapter, Target, hookimpl
 
 _LOSSES = "colpali_engine.loss.late_interaction_losses"
 _KERNELS = "colpali_engine.utils._lik_backend"
+_WITH_SEAM = ">=0.3.17"
 
 _MODULE = {
     f"{_LOSSES}:ColbertModule.{name}": [fingerprint]
@@ -31,17 +32,18 @@ def _seam(name: str, fingerprint: str) -> Target:
         f"li_plugins_colpali.kernels:{name}",
         bodies={"0.3.17 - 0.3.18": fingerprint},
         explain=f"li_plugins_colpali.kernels:explain_{name}",
-        versions=">=0.3.17",
+        versions=_WITH_SEAM,
     )
 
 
-def _loss(name: str, replacement: str, bodies: dict[str, str], versions: str) -> Target:
+def _loss(name: str, replacement: str, versions: str, releases: str, body: str) -> Target:
+    """Return a loss, or what its scores come from; from 0.3.17 on it calls the library's dispatchers."""
     return Target(
         f"{_LOSSES}:{name}",
         f"li_plugins_colpali.losses:{replacement}",
-        bodies=bodies,
+        bodies={releases: body},
         versions=versions,
-        also={**_MODULE, **_DISPATCHERS} if versions.startswith(">=0.3.17") else _MODULE,
+        also={**_MODULE, **_DISPATCHERS} if versions == _WITH_SEAM else _MODULE,
     )
 
 
@@ -56,23 +58,22 @@ def li_plugins_adapters() -> list[Adapter]:
             targets=[
                 _seam("maxsim_inbatch_lik", "de6635c7"),
                 _seam("maxsim_kd_lik", "35ab45f1"),
-                _loss("ColbertModule._inbatch_scores", "inbatch_scores", {"0.3.17 - 0.3.18": "3f7ea45e"}, ">=0.3.17"),
-                _loss("ColbertLoss.forward", "contrastive", {"0.3.11 - 0.3.16": "c89084a2"}, ">=0.3.11,<0.3.17"),
-                _loss("ColbertPairwiseCELoss.forward", "pairwise", {"0.3.11 - 0.3.16": "4b0b91a5"}, ">=0.3.11,<0.3.17"),
+                _loss("ColbertModule._inbatch_scores", "inbatch_scores", _WITH_SEAM, "0.3.17 - 0.3.18", "3f7ea45e"),
+                _loss("ColbertLoss.forward", "contrastive", ">=0.3.11,<0.3.17", "0.3.11 - 0.3.16", "c89084a2"),
+                _loss("ColbertPairwiseCELoss.forward", "pairwise", ">=0.3.11,<0.3.17", "0.3.11 - 0.3.16", "4b0b91a5"),
                 # The sign of 0.3.13 was another.
-                _loss("ColbertSigmoidLoss.forward", "sigmoid", {"0.3.14 - 0.3.16": "919ff0b2"}, ">=0.3.14,<0.3.17"),
+                _loss("ColbertSigmoidLoss.forward", "sigmoid", ">=0.3.14,<0.3.17", "0.3.14 - 0.3.16", "919ff0b2"),
                 # Before 0.3.13 a query had one negative, of rank 3.
-                _loss(
-                    "ColbertNegativeCELoss.forward",
-                    "with_negatives",
-                    {"0.3.13 - 0.3.16": "5b52c7dd", "0.3.17 - 0.3.18": "87af364d"},
-                    ">=0.3.13",
-                ),
-                _loss(
-                    "ColbertPairwiseNegativeCELoss.forward",
-                    "pairwise_with_negatives",
-                    {"0.3.13 - 0.3.16": "92e0eb78", "0.3.17 - 0.3.18": "fd3a18c5"},
-                    ">=0.3.13",
+                *(
+                    _loss(f"{name}.forward", replacement, versions, releases, body)
+                    for name, replacement, before, since in (
+                        ("ColbertNegativeCELoss", "with_negatives", "5b52c7dd", "87af364d"),
+                        ("ColbertPairwiseNegativeCELoss", "pairwise_with_negatives", "92e0eb78", "fd3a18c5"),
+                    )
+                    for versions, releases, body in (
+                        (">=0.3.13,<0.3.17", "0.3.13 - 0.3.16", before),
+                        (_WITH_SEAM, "0.3.17 - 0.3.18", since),
+                    )
                 ),
                 Target(
                     "colpali_engine.utils.processing_utils:BaseVisualRetrieverProcessor.score_multi_vector",

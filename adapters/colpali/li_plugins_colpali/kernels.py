@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from li_plugins.api import Decline
-from li_plugins.ops import explain_maxsim, maxsim
+from li_plugins.ops import arguments, explain_maxsim, maxsim, supports_maxsim
 from li_plugins_colpali import _requests
 
 if TYPE_CHECKING:
-    from li_plugins_colpali._requests import Request
+    from li_plugins.ops.arguments import Request
 
 
 def maxsim_inbatch_lik(query: Tensor, doc: Tensor) -> Tensor | Decline:
@@ -42,4 +42,6 @@ def explain_maxsim_kd_lik(query: Tensor, doc: Tensor) -> object:
 
 
 def _request(query: Tensor, doc: Tensor, *, document_rank: int) -> Request | Decline:
-    return _requests.named_backend() or _requests.dense(query, doc, document_rank=document_rank)
+    return _requests.named_backend() or arguments.supported(
+        _requests.dense(query, doc, document_rank=document_rank), supports_maxsim
+    )

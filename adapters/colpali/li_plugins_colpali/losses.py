@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from li_plugins.api import Decline
-from li_plugins.ops import maxsim, smooth_maxsim, supports_smooth_maxsim
+from li_plugins.ops import arguments, maxsim, smooth_maxsim, supports_maxsim, supports_smooth_maxsim
 from li_plugins_colpali import _requests
-from li_plugins_colpali._requests import Request
 
 _losses: Any = sys.modules["colpali_engine.loss.late_interaction_losses"]
 """Loaded: a loss is what is replaced."""
@@ -77,7 +76,7 @@ def pairwise_with_negatives(
 def _with_negatives(
     self: Any, inner: str, queries: Tensor, documents: Tensor, negatives: Tensor, offset: int
 ) -> Tensor | Decline:
-    refusal = _requests.as_scored(queries, negatives, document_rank=4)
+    refusal = arguments.padded(queries, negatives, document_rank=4)
     if isinstance(refusal, Decline):
         return refusal
     own = documents[offset : offset + queries.shape[0]].unsqueeze(1)
@@ -112,33 +111,28 @@ def _filtered(self: Any, queries: Tensor, documents: Tensor, offset: int) -> tup
 
 def _scores(self: Any, queries: Tensor, documents: Tensor, *, document_rank: int) -> Tensor | Decline:
     """Return ``[A, B]``, or ``[A, K]`` at a ``document_rank`` of 4, by the hard or the smooth maximum."""
-    request = _request(self, queries, documents, document_rank)
+    request = _foreign(self) or _requests.dense(queries, documents, document_rank=document_rank)
     if isinstance(request, Decline):
         return request
+    if not self.use_smooth_max and hasattr(_losses, "maxsim_inbatch"):
+        # The library's dispatcher knows the user's backend; its kernel seam is ours.
+        dispatcher = _losses.maxsim_inbatch if document_rank == 3 else _losses.maxsim_kd
+        return dispatcher(queries, documents)
+    maximum, supports = (smooth_maxsim, supports_smooth_maxsim) if self.use_smooth_max else (maxsim, supports_maxsim)
     if self.use_smooth_max:
-        return smooth_maxsim(**request, tau=self.tau)
-    if not hasattr(_losses, "maxsim_inbatch"):
-        return maxsim(**request)
-    # The library's dispatcher knows the user's backend; its kernel seam is ours.
-    dispatcher = _losses.maxsim_inbatch if document_rank == 3 else _losses.maxsim_kd
-    return dispatcher(queries, documents)
+        request["tau"] = self.tau
+    request = _requests.named_backend() or arguments.supported(request, supports)
+    return request if isinstance(request, Decline) else maximum(**request)
 
 
-def _request(self: Any, queries: Tensor, documents: Tensor, document_rank: int) -> Request | Decline:
-    module = type(self)
-    if not isinstance(self, _losses.ColbertModule):
+def _foreign(self: Any) -> Decline | None:
+    """Decline what is no loss of the library, or takes a maximum of its own."""
+    module, own = type(self), _losses.ColbertModule
+    if not isinstance(self, own):
         return Decline(f"{module.__name__} is no loss of colpali-engine")
-    if self.use_smooth_max or not hasattr(_losses, "maxsim_inbatch"):
-        refusal = _requests.named_backend()
-        if refusal:
-            return refusal
-    if any(getattr(module, name) is not getattr(_losses.ColbertModule, name) for name in ("_aggregate", "_smooth_max")):
+    if any(getattr(module, name) is not getattr(own, name) for name in ("_aggregate", "_smooth_max")):
         return Decline(f"{module.__name__} has a maximum of its own")
-    request = _requests.dense(queries, documents, document_rank=document_rank)
-    if isinstance(request, Decline) or not self.use_smooth_max:
-        return request
-    support = supports_smooth_maxsim(**request, tau=self.tau)
-    return request if support else Decline(support.reason)
+    return None
 
 
 def _query_lengths(queries: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from li_plugins.api import Decline
-from li_plugins.ops import explain_maxsim_packed, maxsim_packed, ragged
+from li_plugins.ops import ragged
+from li_plugins.ops.arguments import Request
 from li_plugins_colpali import _requests
 
 _processing: Any = import_module("colpali_engine.utils.processing_utils")
@@ -30,12 +31,8 @@ def score_multi_vector(
     ``batch_size`` does not bound memory here. It says which passages the library pads together, and a padded passage
     scores at least 0 for each query token.
     """
-    columns = []
-    for request in _launches(qs, ps, batch_size, device):
-        if isinstance(request, Decline):
-            return request
-        columns.append(maxsim_packed(**request))
-    return torch.cat(columns, dim=1).cpu()
+    scores = ragged.scores(_launches(qs, ps, batch_size, device))
+    return scores if isinstance(scores, Decline) else scores.cpu()
 
 
 def explain_score_multi_vector(
@@ -45,11 +42,10 @@ def explain_score_multi_vector(
     device: str | torch.device | None = None,
 ) -> object:
     """Say which kernel ``score_multi_vector`` would use, or why the library's own code would run."""
-    request = next(_launches(qs, ps, batch_size, device))
-    return request if isinstance(request, Decline) else explain_maxsim_packed(**request)
+    return ragged.explained(_launches(qs, ps, batch_size, device))
 
 
-def _launches(qs: Any, ps: Any, batch_size: Any, device: Any) -> Iterator[ragged.Request | Decline]:
+def _launches(qs: Any, ps: Any, batch_size: Any, device: Any) -> Iterator[Request | Decline]:
     refusal = _requests.named_backend()
     if refusal:
         return iter([refusal])

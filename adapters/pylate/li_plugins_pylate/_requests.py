@@ -13,10 +13,7 @@ from torch import Tensor
 
 from li_plugins.api import Decline
 from li_plugins.ops import MaskRule, arguments, supports_maxsim, supports_maxsim_packed
-from li_plugins.ops.arguments import Ragged
-
-Request = dict[str, Any]
-"""Keyword arguments of ``maxsim`` or ``maxsim_packed``, which their ``supports_`` and ``explain_`` twins take too."""
+from li_plugins.ops.arguments import Ragged, Request
 
 BACKEND_VARIABLE = "PYLATE_SCORES_BACKEND"
 
@@ -48,14 +45,10 @@ def dense(
         Factors of the similarities: the shapes above without ``d``, where a dimension of size 1 stands for all.
     """
     queries, documents = convert_to_tensor(queries), convert_to_tensor(documents)
-    multiplied = arguments.as_multiplied(queries, documents, query_rank=3, document_rank=document_rank)
+    multiplied = arguments.padded(queries, documents, document_rank=document_rank)
     if isinstance(multiplied, Decline):
         return multiplied
     queries, documents = multiplied
-    if documents.shape[-2] == 0:
-        return Decline("documents without tokens have no best token")
-    if document_rank == 4 and queries.shape[0] != documents.shape[0]:
-        return Decline(f"{queries.shape[0]} queries, candidates for {documents.shape[0]}")
 
     query_weights = _factors("queries_mask", queries_mask, queries)
     if isinstance(query_weights, Decline):
@@ -75,8 +68,7 @@ def dense(
         "mask_rule": MaskRule.NONE if query_weights is None and document_factors is None else MaskRule.ZERO,
         "out_dtype": out_dtype,
     }
-    support = supports_maxsim(**request)
-    return request if support else Decline(support.reason)
+    return arguments.supported(request, supports_maxsim)
 
 
 def packed(
@@ -105,8 +97,7 @@ def packed(
         "max_query_length": queries.longest,
         "max_document_length": documents.longest,
     }
-    support = supports_maxsim_packed(**request)
-    return request if support else Decline(support.reason)
+    return arguments.supported(request, supports_maxsim_packed)
 
 
 def ragged(side: str, texts: Sequence[Any] | np.ndarray | Tensor) -> Ragged | Decline:

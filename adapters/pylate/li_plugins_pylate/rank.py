@@ -16,7 +16,7 @@ from li_plugins.ops import arguments, explain_maxsim_packed, maxsim_packed
 from li_plugins_pylate import _requests
 
 if TYPE_CHECKING:
-    from li_plugins_pylate._requests import Request
+    from li_plugins.ops.arguments import Request
 
 # By name: the package ``pylate.rank`` may hold a function where the module of that name is meant.
 _rank: Any = import_module("pylate.rank.rank")

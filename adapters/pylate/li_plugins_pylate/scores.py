@@ -15,7 +15,7 @@ from li_plugins.ops import arguments, explain_maxsim, explain_maxsim_packed, max
 from li_plugins_pylate import _requests
 
 if TYPE_CHECKING:
-    from li_plugins_pylate._requests import Request
+    from li_plugins.ops.arguments import Request
 
 _colbert: Any = sys.modules.get("pylate.scores.colbert")
 """Where ``ColBERTScores`` looks up ``colbert_scores``; absent before 1.5, as the class is."""

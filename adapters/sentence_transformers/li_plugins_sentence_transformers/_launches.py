@@ -13,7 +13,7 @@ from torch import Tensor
 
 from li_plugins.api import Decline
 from li_plugins.ops import arguments, explain_maxsim, explain_maxsim_packed, maxsim, maxsim_packed
-from li_plugins.ops.arguments import Ragged
+from li_plugins.ops.arguments import Ragged, Request
 from li_plugins_sentence_transformers import _lists, _requests
 
 
@@ -22,7 +22,7 @@ class Launch(NamedTuple):
 
     operation: Callable[..., Tensor]
     explain: Callable[..., Any]
-    request: _requests.Request
+    request: Request
     without_tokens: Tensor | None
     """Bool: which documents are empty; ``None`` where none can be."""
 

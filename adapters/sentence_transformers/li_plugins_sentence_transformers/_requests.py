@@ -10,10 +10,7 @@ from torch import Tensor
 
 from li_plugins.api import Decline
 from li_plugins.ops import MaskRule, arguments, supports_maxsim, supports_maxsim_packed
-from li_plugins.ops.arguments import Ragged
-
-Request = dict[str, Any]
-"""Keyword arguments of ``maxsim`` or ``maxsim_packed``, which their ``supports_`` and ``explain_`` twins take too."""
+from li_plugins.ops.arguments import Ragged, Request
 
 
 def dense(
@@ -29,14 +26,10 @@ def dense(
         The shapes above without ``d``, where a dimension of size 1 stands for all, or ``None``. The weights multiply
         the best similarities; a document token whose mask is 0 does not exist.
     """
-    multiplied = arguments.as_multiplied(queries, documents, query_rank=3, document_rank=document_rank)
+    multiplied = arguments.padded(queries, documents, document_rank=document_rank)
     if isinstance(multiplied, Decline):
         return multiplied
     queries, documents = multiplied
-    if documents.shape[-2] == 0:
-        return Decline("documents without tokens: the library's constant needs no product")
-    if document_rank == 4 and queries.shape[0] != documents.shape[0]:
-        return Decline(f"{queries.shape[0]} queries, candidates for {documents.shape[0]}")
     query_weights = arguments.factors("the queries' mask", query_weights, queries)
     if isinstance(query_weights, Decline):
         return query_weights
@@ -54,8 +47,7 @@ def dense(
         "mask_rule": MaskRule.EXCLUDE,
         "out_dtype": out_dtype,
     }
-    support = supports_maxsim(**request)
-    return request if support else Decline(support.reason)
+    return arguments.supported(request, supports_maxsim)
 
 
 def packed(
@@ -93,8 +85,7 @@ def packed(
         "max_query_length": queries.longest,
         "max_document_length": documents.longest,
     }
-    support = supports_maxsim_packed(**request)
-    return request if support else Decline(support.reason)
+    return arguments.supported(request, supports_maxsim_packed)
 
 
 def score_dtype(queries: Tensor, query_weights: Tensor | None) -> torch.dtype | Decline:

@@ -11,7 +11,7 @@ from li_plugins.ops import explain_maxsim, maxsim
 from li_plugins_sentence_transformers import _requests
 
 if TYPE_CHECKING:
-    from li_plugins_sentence_transformers._requests import Request
+    from li_plugins.ops.arguments import Request
 
 
 def score_documents(a: Tensor, b: Tensor, a_mask: Tensor | None, b_mask: Tensor | None) -> Tensor | Decline:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from li_plugins.api import Decline
-from li_plugins.ops import explain_maxsim_packed, maxsim_packed, ragged
+from li_plugins.ops import ragged
+from li_plugins.ops.arguments import Request
 
 
 def score_retrieval(
@@ -25,12 +26,8 @@ def score_retrieval(
     ``batch_size`` does not bound memory here. It says which passages the library pads together, and a padded passage
     scores at least 0 for each query token.
     """
-    columns = []
-    for request in _launches(query_embeddings, passage_embeddings, batch_size, output_dtype):
-        if isinstance(request, Decline):
-            return request
-        columns.append(maxsim_packed(**request))
-    return torch.cat(columns, dim=1).to(output_device)
+    scores = ragged.scores(_launches(query_embeddings, passage_embeddings, batch_size, output_dtype))
+    return scores if isinstance(scores, Decline) else scores.to(output_device)
 
 
 def explain_score_retrieval(
@@ -42,11 +39,10 @@ def explain_score_retrieval(
     output_device: torch.device | str = "cpu",
 ) -> object:
     """Say which kernel ``score_retrieval`` would use, or why the library's own code would run."""
-    request = next(_launches(query_embeddings, passage_embeddings, batch_size, output_dtype))
-    return request if isinstance(request, Decline) else explain_maxsim_packed(**request)
+    return ragged.explained(_launches(query_embeddings, passage_embeddings, batch_size, output_dtype))
 
 
-def _launches(queries: Any, passages: Any, batch_size: Any, output_dtype: Any) -> Iterator[ragged.Request | Decline]:
+def _launches(queries: Any, passages: Any, batch_size: Any, output_dtype: Any) -> Iterator[Request | Decline]:
     if output_dtype is None and isinstance(queries, (list, tuple, Tensor)) and len(queries):
         # As the library reads it, before autocast lowers anything.
         output_dtype = queries[0].dtype
