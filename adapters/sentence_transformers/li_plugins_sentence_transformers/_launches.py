@@ -100,8 +100,8 @@ def padded(
         return refusal
     if (a.device, b.device) != (where, where):
         return Decline(f"embeddings on {a.device} and {b.device}: the library moves them to {where} chunk by chunk")
-    b_mask = _similarity._zero_row_mask(b) if b_mask is None else b_mask
-    a_mask = _similarity._zero_row_mask(a) if a_mask is None else a_mask
+    b_mask = _requests.zero_row_mask(b) if b_mask is None else b_mask
+    a_mask = _requests.zero_row_mask(a) if a_mask is None else a_mask
     request = _requests.dense(a, b, a_mask, b_mask, document_rank=document_rank)
     if isinstance(request, Decline):
         return request
@@ -200,7 +200,7 @@ def _flat(side: str, embeddings: Tensor, mask: Tensor | None) -> Flat | Decline:
     count, length, _ = embeddings.shape
     if length == 0:
         return Decline(f"{side} without tokens")
-    mask = _similarity._zero_row_mask(embeddings) if mask is None else mask
+    mask = _requests.zero_row_mask(embeddings) if mask is None else mask
     factors = arguments.factors(f"the {side}' mask", mask, embeddings)
     if isinstance(factors, Decline) or factors is None:
         return factors or Decline(f"{side} without a mask")

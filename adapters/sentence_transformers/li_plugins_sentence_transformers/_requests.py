@@ -119,6 +119,17 @@ def without_tokens(document_mask: Tensor | None) -> Tensor | None:
     return None if document_mask is None else ~document_mask.bool().any(dim=-1)
 
 
+def zero_row_mask(padded: Tensor) -> Tensor:
+    """Return the library's mask of a batch without one: 0 for rows of zeros, else 1, in the dtype of the batch.
+
+    In fewer passes for the CPU, where the library's ``any`` takes half as long as the product. NaN is no zero.
+    """
+    if padded.device.type != "cpu" or padded.dtype not in (torch.float32, torch.float64) or 0 in padded.shape:
+        return _similarity._zero_row_mask(padded)
+    rows = padded.detach()
+    return ((rows.amax(dim=-1) != 0) | (rows.amin(dim=-1) != 0)).to(padded.dtype)
+
+
 def one_candidate(document_mask: Tensor | None) -> Tensor | None:
     """Return the mask of documents ``[B, Ld]`` as that of one candidate for each query, ``[B, 1, Ld]``."""
     return None if document_mask is None else document_mask.unsqueeze(1)

@@ -9,9 +9,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import tiny_bert
 
-from li_plugins.testing import parity
+from li_plugins.testing import parity, tiny_bert
 from li_plugins.testing.switching import enabling
 
 parity.LEAVES |= {"colbert_scores", "colbert_kd_scores", "colbert_scores_pairwise", "skiplist_mask"}
@@ -19,7 +18,7 @@ parity.LEAVES |= {"colbert_scores", "colbert_kd_scores", "colbert_scores_pairwis
 # PyLate's own suite has an environment of its own; name the folder to run it.
 collect_ignore = ["upstream"]
 
-OURS = ("li_plugins", "test_pylate", "conftest", "tiny_bert")
+OURS = ("li_plugins", "test_pylate", "conftest")
 """Modules whose warnings stay errors."""
 
 

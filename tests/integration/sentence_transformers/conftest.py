@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -11,16 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from li_plugins.testing import parity
+from li_plugins.testing import parity, tiny_bert
 from li_plugins.testing.switching import enabling
 
-sys.path.append(str(Path(__file__).parent.parent / "pylate"))  # tiny_bert, which this suite shares
 parity.LEAVES |= {"_maxsim_score_documents", "_maxsim_score_pairs"}
 
 # The library's own suite has an environment of its own; name the folder to run it.
 collect_ignore = ["upstream"]
 
-OURS = ("li_plugins", "test_st", "conftest", "tiny_bert")
+OURS = ("li_plugins", "test_st", "conftest")
 """Modules whose warnings stay errors."""
 
 _enabled = enabling("sentence-transformers", "sentence_transformers.util.similarity:maxsim")
@@ -58,8 +56,6 @@ def scoring() -> ModuleType:
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny BERT and its tokenizer."""
-    import tiny_bert
-
     return tiny_bert.write(tmp_path_factory.mktemp("bert"))
 
 

@@ -120,6 +120,19 @@ def test_zero_rows_are_padding_without_a_mask(kind: Kind) -> None:
     assert assert_parity(kind.function, [queries, documents], wanted=BOTH_GRADS).scores.min() == -1e9
 
 
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float64])
+def test_which_rows_are_zero_is_read_as_in_the_library(dtype: torch.dtype) -> None:
+    from li_plugins_sentence_transformers._requests import zero_row_mask
+
+    rows = torch.zeros(2, 6, 8, dtype=dtype)
+    rows[0, 1, 3], rows[0, 2, 7], rows[0, 3, 0] = 1, -1, torch.nan
+    rows[1, 0, 1], rows[1, 1, 2], rows[1, 2] = torch.inf, torch.finfo(dtype).smallest_normal, -0.0
+    for batch in (rows, rows.transpose(0, 1), rows[:0], rows[..., :0]):
+        found, expected = zero_row_mask(batch), similarity._zero_row_mask(batch)
+        assert found.dtype is expected.dtype
+        assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=repr)
 def test_a_masked_token_never_wins_over_negative_similarities(kind: Kind) -> None:
     queries, documents = torch.ones(3, 4, 8), -torch.ones(*kind.leading(3, 2), 5, 8)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from li_plugins.ops import MaskRule
-from li_plugins.ops.maxsim import cpu, gather, kept, reference
+from li_plugins.ops.maxsim import candidates, cpu, gather, kept, reference
 from li_plugins.ops.maxsim.problem import Layout
 from li_plugins.testing.maxsim_cases import LAYOUTS, RULES, check_kernel, random_problem
 
@@ -22,9 +22,11 @@ def implementation(request: pytest.FixtureRequest) -> Any:
     return KERNELS[request.param]
 
 
-@pytest.fixture(params=[False, True], ids=["one block", "many blocks"])
+@pytest.fixture(params=["one block", "two queries", "many blocks"])
 def _blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param:
+    if request.param == "two queries":
+        monkeypatch.setattr(cpu, "TILE_ELEMENTS", 2 * 4 * 33 * 8)  # of a random problem's, with their candidates
+    if request.param == "many blocks":
         monkeypatch.setattr(cpu, "TILE_ELEMENTS", 150)
         monkeypatch.setattr(cpu, "TILE_ROWS", 5)
         monkeypatch.setattr(cpu, "PANEL_ROWS", 8)
@@ -87,6 +89,33 @@ def test_the_gradient_of_one_token_that_wins_everything() -> None:
     assert winners is not None
     _, grad = cpu.KERNEL.backward(problem, torch.ones(64, 2), winners, False, True)
     assert torch.equal(grad, torch.tensor([0.0, 2048.0, 0.0]).to(grad)[None, :, None].expand_as(grad))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_candidates_of_many_queries_in_one_product(rule: MaskRule) -> None:
+    """With documents of which nothing is left, or all, and embeddings that are no numbers."""
+    problem = random_problem(Layout.CANDIDATES, rule, queries=5, weights=torch.bool, mask=torch.float32)
+    assert candidates.queries_together(problem, cpu.TILE_ELEMENTS) == 5
+    assert problem.document_lengths is not None
+    problem.document_lengths[1] = 33
+    if problem.document_mask is not None:
+        problem.document_mask[1, 0], problem.document_mask[1, 1] = 0, 1
+    check_kernel(cpu.KERNEL, problem)
+    problem.documents[2, 1, 3], problem.documents[3, 2, 4] = torch.nan, torch.inf
+    (scores, winners), (expected, exact) = (kernel.forward(problem, True) for kernel in (cpu.KERNEL, reference.KERNEL))
+    torch.testing.assert_close(scores, expected, equal_nan=True)
+    assert winners is not None
+    assert torch.equal(winners, exact)
+
+
+def test_one_query_or_a_large_product_is_not_shared() -> None:
+    sizes = {"queries": 8, "documents": 2, "query_length": 32, "document_length": 16, "dim": 64}
+    shared = candidates.queries_together(random_problem(Layout.CANDIDATES, **sizes), 3 * 2 * 16 * 64)
+    assert shared == 3
+    for other in ({"queries": 1}, {"document_length": 4096}, {"documents": 0}, {"query_length": 0}):
+        problem = random_problem(Layout.CANDIDATES, lengths=False, **{**sizes, **other})
+        assert candidates.queries_together(problem, cpu.TILE_ELEMENTS) == 0
+    assert candidates.queries_together(random_problem(Layout.PACKED_PAIRS, **sizes), cpu.TILE_ELEMENTS) == 0
 
 
 def test_nan_wins_at_its_first_position() -> None:

@@ -23,6 +23,12 @@ LIMITS = {
         "maxsim(queries[: len(documents[part]) // 4], documents[part].view(-1, 4, 180, 64))",
         (0, 30),
     ),
+    # with winners of 1 MiB
+    "candidates of all": (
+        "maxsim(queries.repeat(4, 1, 1)[: len(documents[part])].requires_grad_(), documents[part][:, None], "
+        "document_mask=mask[part][:, None], mask_rule=MaskRule.EXCLUDE)",
+        (0, 30),
+    ),
     # with winners of 2 MiB and gradients of 12 MiB
     "training step": (
         "maxsim(queries.requires_grad_(), documents[part].detach().requires_grad_(), document_mask=mask[part], "

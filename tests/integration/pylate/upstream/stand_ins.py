@@ -7,7 +7,7 @@ import shutil
 from importlib.resources import as_file, files
 from pathlib import Path
 
-import tiny_bert
+from li_plugins.testing import tiny_bert
 
 DATASET = "lightonai/lighton-ms-marco-mini"
 TEXTS = [

@@ -11,9 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import tiny_bert
 
-from li_plugins.testing import upstream
+from li_plugins.testing import tiny_bert, upstream
 from li_plugins.testing.upstream import Suite
 
 RELEASE = version("sentence-transformers")

@@ -1,4 +1,4 @@
-"""A real BERT of a few thousand weights, written to a folder: what PyLate loads where no model hub is in reach."""
+"""A real BERT of a few thousand weights, written to a folder: what a library loads where no model hub is in reach."""
 
 from __future__ import annotations
 
