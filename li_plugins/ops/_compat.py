@@ -27,3 +27,28 @@ def torch_is_compiling() -> bool:
     from torch.compiler import is_compiling
 
     return is_compiling()
+
+
+def nobody_looks_at_ops(*tensors: object) -> bool:
+    """Tell whether these are plain tensors, and no compiler, tracer, transform, dispatch mode or profiler is at work."""
+    if torch_is_compiling():
+        return False
+    import torch
+
+    return (
+        all(type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in tensors)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch._C._is_tracing()
+        and not torch._C._autograd._profiler_enabled()
+    )
+
+
+def compiled_kernels_take_all_arguments() -> bool:
+    """Tell whether a compiled kernel of triton is called with every parameter's value, constants included.
+
+    ``compiled[grid](*values)`` is so since triton 3.3; before, the constants were left out.
+    """
+    import triton
+
+    return tuple(int(number) for number in triton.__version__.split(".")[:2]) >= (3, 3)

@@ -1,19 +1,121 @@
-"""One torch op with its gradient for each operation: define, impl, fake, autograd."""
+"""One torch op with its gradient for each operation: define, impl, fake, autograd; and the short way that eager takes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from li_plugins.ops import dispatch
+from li_plugins.ops import _compat, dispatch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Operation:
+    """One operation as compilers see it, and as it is run."""
+
+    kernels: str
+    """Name under which the registry lists its kernels."""
+    problem_of: Callable[..., Any]
+    check: Callable[[Any], None]
+    forward_op: Any
+    backward_op: Any
+
+    def forward(self, problem: Any, want_winners: bool) -> tuple[Tensor, Tensor | None]:
+        """Run the kernel that is planned for the problem."""
+        self.check(problem)
+        phase: dispatch.Phase = "winners" if want_winners else "scores"
+        scores, winners = dispatch.run(
+            self.kernels, problem, phase, lambda kernel: kernel.forward(problem, want_winners)
+        )
+        return _fresh(scores), None if winners is None else _fresh(winners)
+
+    def backward(
+        self, grad_scores: Tensor, winners: Tensor, described: tuple[Any, ...], need_queries: bool, need_documents: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Run the backward of the kernel that is planned for the problem, described by the plain arguments."""
+        problem = self.problem_of(*described)
+        grad_queries, grad_documents = dispatch.run(
+            self.kernels,
+            problem,
+            "backward",
+            lambda kernel: kernel.backward(problem, grad_scores, winners, need_queries, need_documents),
+        )
+        return (
+            None if grad_queries is None else _fresh(grad_queries),
+            None if grad_documents is None else _fresh(grad_documents),
+        )
 
 
 def wants_gradient(problem: Any) -> bool:
     """Tell whether a gradient of the scores may be asked for."""
     return torch.is_grad_enabled() and (problem.queries.requires_grad or problem.documents.requires_grad)
+
+
+def scores(operation: Operation, problem: Any, described: tuple[Any, ...]) -> Tensor:
+    """Return the scores of a validated problem, differentiable in its queries and documents.
+
+    A registered op costs as much time on the way to its kernel as a short kernel takes, and as much again with a
+    gradient. So only who looks at ops gets one: compilers, tracers, transforms, modes, the profiler.
+
+    Parameters
+    ----------
+    operation
+        What ``register`` returned.
+    problem
+        The validated problem.
+    described
+        The problem as the op's plain arguments, without ``want_winners``; what its backward does not read may be left
+        out there.
+    """
+    wants = wants_gradient(problem)
+    if not _compat.nobody_looks_at_ops(problem.queries, problem.documents):
+        return operation.forward_op(*described, wants)[0]
+    if wants:
+        return MaxSim.apply(problem.queries, problem.documents, operation, problem, described)
+    return operation.forward(problem, False)[0]
+
+
+class MaxSim(torch.autograd.Function):
+    """The gradient of an operation in eager mode; its name is what a profile shows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, documents: Tensor, operation: Operation, problem: Any, described: tuple[Any, ...]
+    ) -> Tensor:
+        """Return the scores and keep what the backward reads."""
+        result, winners = operation.forward(problem, True)
+        ctx.operation = operation
+        _keep(ctx, winners, described)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return the gradients that are needed."""
+        (grad_scores,) = grads
+        need_queries, need_documents = ctx.needs_input_grad[:2]
+        if grad_scores is None or not (need_queries or need_documents):
+            return None, None, None, None, None
+        winners, described = _kept(ctx)
+        if torch.is_grad_enabled():  # create_graph=True: the op says what a second derivative is missing
+            found = ctx.operation.backward_op(grad_scores, winners, *described, need_queries, need_documents)
+            return found[0] if need_queries else None, found[1] if need_documents else None, None, None, None
+        return *ctx.operation.backward(grad_scores, winners, described, need_queries, need_documents), None, None, None
+
+
+def _keep(ctx: Any, winners: Tensor | None, described: tuple[Any, ...]) -> None:
+    tensors = [value if isinstance(value, Tensor) else None for value in described]
+    ctx.save_for_backward(winners, *tensors)
+    ctx.plain = [None if isinstance(value, Tensor) else value for value in described]
+    ctx.set_materialize_grads(False)
+
+
+def _kept(ctx: Any) -> tuple[Tensor, tuple[Any, ...]]:
+    winners, *tensors = ctx.saved_tensors
+    described = tuple(plain if tensor is None else tensor for tensor, plain in zip(tensors, ctx.plain, strict=True))
+    return winners, described
 
 
 def _fresh(result: Tensor) -> Tensor:
@@ -23,7 +125,7 @@ def _fresh(result: Tensor) -> Tensor:
 
 def register(
     name: str, op: str, arguments: str, problem_of: Callable[..., Any], check: Callable[[Any], None]
-) -> tuple[Any, Any]:
+) -> Operation:
     """Register ``name`` and ``name_backward``; both take the problem as plain arguments.
 
     ``name`` ends with ``want_winners`` and returns the scores and what the backward needs (empty unless wanted).
@@ -56,17 +158,13 @@ def register(
     namespace = torch.ops.li_plugins
     forward_op, backward_op = getattr(namespace, name).default, getattr(namespace, f"{name}_backward").default
 
+    operation = Operation(op, problem_of, check, forward_op, backward_op)
+
     def forward_impl(*arguments: Any) -> tuple[Tensor, Tensor]:
         *described, want_winners = arguments
         problem = problem_of(*described)
-        check(problem)
-        scores, winners = dispatch.run(
-            op,
-            problem,
-            "winners" if want_winners else "scores",
-            lambda kernel: kernel.forward(problem, want_winners),
-        )
-        return _fresh(scores), scores.new_empty(0, dtype=problem.winners_dtype) if winners is None else _fresh(winners)
+        scores, winners = operation.forward(problem, want_winners)
+        return scores, scores.new_empty(0, dtype=problem.winners_dtype) if winners is None else winners
 
     def forward_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
         *described, want_winners = arguments
@@ -76,16 +174,9 @@ def register(
 
     def backward_impl(grad_scores: Tensor, winners: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
         *described, need_queries, need_documents = arguments
-        problem = problem_of(*described)
-        grad_queries, grad_documents = dispatch.run(
-            op,
-            problem,
-            "backward",
-            lambda kernel: kernel.backward(problem, grad_scores, winners, need_queries, need_documents),
-        )
-        return (
-            grad_scores.new_empty(0) if grad_queries is None else _fresh(grad_queries),
-            grad_scores.new_empty(0) if grad_documents is None else _fresh(grad_documents),
+        gradients = operation.backward(grad_scores, winners, tuple(described), need_queries, need_documents)
+        return gradients[0] if gradients[0] is not None else grad_scores.new_empty(0), (
+            gradients[1] if gradients[1] is not None else grad_scores.new_empty(0)
         )
 
     def backward_fake(grad_scores: Tensor, winners: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -99,18 +190,14 @@ def register(
         *described, want_winners = inputs
         if not want_winners:
             raise RuntimeError(f"{forward_name} was called without want_winners; it has no gradient then")
-        tensors = [value if isinstance(value, Tensor) else None for value in described]
-        ctx.save_for_backward(output[1], *tensors)
-        ctx.plain = [None if isinstance(value, Tensor) else value for value in described]
-        ctx.set_materialize_grads(False)
+        _keep(ctx, output[1], tuple(described))
 
     def gradient(ctx: Any, grad_scores: Tensor | None, _grad_winners: None) -> tuple[Tensor | None, ...]:
-        winners, *tensors = ctx.saved_tensors
-        nothing = (None,) * (len(tensors) + 1)
+        winners, described = _kept(ctx)
+        nothing = (None,) * (len(described) + 1)
         need_queries, need_documents = ctx.needs_input_grad[:2]
         if grad_scores is None or not (need_queries or need_documents):
             return nothing
-        described = [plain if tensor is None else tensor for tensor, plain in zip(tensors, ctx.plain, strict=True)]
         grad_queries, grad_documents = backward_op(grad_scores, winners, *described, need_queries, need_documents)
         return (grad_queries if need_queries else None, grad_documents if need_documents else None, *nothing[2:])
 
@@ -129,4 +216,4 @@ def register(
     torch.library.register_fake(backward_name)(backward_fake)
     torch.library.register_autograd(forward_name, gradient, setup_context=save)
     torch.library.register_autograd(backward_name, second_gradient, setup_context=save_nothing)
-    return forward_op, backward_op
+    return operation

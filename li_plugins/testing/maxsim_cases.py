@@ -163,18 +163,18 @@ def check_kernel(
     assert nothing is None
     assert winners is not None
     assert scores.dtype is problem.out_dtype
-    assert winners.dtype is torch.int32
+    assert winners.dtype is problem.winners_dtype
     assert winners.shape == problem.winners_shape
     assert torch.equal(scores, scores_again), "the scores with winners are not those without"
     library_scores, *library_gradients = library or (None, None, None)
     sizes, _ = REFERENCE.forward(_absolute(exact_problem), False)
     assert_close(scores, exact_scores, sizes, library_scores, "scores")
 
-    known = winners.masked_fill(~_query_tokens(problem), -1)
+    known = problem.by_score(winners).masked_fill(~_query_tokens(problem), -1)
     if same_winners:
-        assert torch.equal(known, exact_winners), "winners are not the reference's"
+        assert torch.equal(known, problem.by_score(exact_winners)), "winners are not the reference's"
     else:
-        _check_near_ties(exact_problem, known, exact_winners)
+        _check_near_ties(exact_problem, known, problem.by_score(exact_winners))
 
     if grad_scores is None:
         random = torch.Generator().manual_seed(1)
@@ -187,6 +187,7 @@ def check_kernel(
         no_queries, documents_alone = kernel.backward(problem, grad_scores, winners, False, True)
     assert no_documents is None
     assert no_queries is None
+    known = problem.as_winners(known)
     exact = REFERENCE.backward(exact_problem, grad_scores.double(), known, True, True)
     sizes_of = REFERENCE.backward(_absolute(exact_problem), grad_scores.double().abs(), known, True, True)
     for side, ours, alone, truth, size, theirs, like in zip(
@@ -283,14 +284,15 @@ def _absolute(problem: Problem) -> Problem:
 
 
 def _query_tokens(problem: Problem) -> Tensor:
-    """Return where the winners belong to a query token, in the winners' shape."""
+    """Return where winners by score belong to a query token."""
     if problem.query_offsets is None:
-        return torch.ones(problem.winners_shape, dtype=torch.bool, device=problem.queries.device)
+        shape = *problem.scores_shape, problem.max_query_length
+        return torch.ones(shape, dtype=torch.bool, device=problem.queries.device)
     lengths = problem.query_offsets.diff()
     if problem.pair_queries is not None:
         lengths = lengths[problem.pair_queries]
     tokens = torch.arange(problem.max_query_length, device=lengths.device) < lengths[:, None]
-    return tokens if problem.pair_queries is not None else tokens[:, None].expand(problem.winners_shape)
+    return tokens if problem.pair_queries is not None else tokens[:, None].expand(*problem.scores_shape, -1)
 
 
 def _check_near_ties(problem: Problem, ours: Tensor, exact: Tensor) -> None:
@@ -303,7 +305,7 @@ def _check_near_ties(problem: Problem, ours: Tensor, exact: Tensor) -> None:
 
 
 def _similarities(problem: Problem, places: tuple[Tensor, ...], winners: Tensor) -> Tensor:
-    """Return what query tokens (indices into the winners' shape) scored with the winners; -1 is the fill or floor."""
+    """Return what query tokens (indices into winners by score) scored with the winners; -1 is the fill or floor."""
     *pairs, query_tokens = places
     if problem.layout is Layout.PACKED_PAIRS:
         assert problem.pair_queries is not None

@@ -80,25 +80,21 @@ def _packed_problem(
     )
 
 
-maxsim_op, maxsim_backward_op = autograd.register(
-    "maxsim", "maxsim", f"{_DENSE}, {_RULE}", _dense_problem, contract.check_values
-)
-maxsim_packed_op, maxsim_packed_backward_op = autograd.register(
-    "maxsim_packed", "maxsim", f"{_PACKED}, {_RULE}", _packed_problem, contract.check_values
-)
+DENSE = autograd.register("maxsim", "maxsim", f"{_DENSE}, {_RULE}", _dense_problem, contract.check_values)
+PACKED = autograd.register("maxsim_packed", "maxsim", f"{_PACKED}, {_RULE}", _packed_problem, contract.check_values)
 
 
-def op_call(problem: Problem, want_winners: bool) -> tuple[Any, tuple[Any, ...]]:
-    """Return the op that serves a validated problem, and the problem as its plain arguments."""
+def described(problem: Problem) -> tuple[autograd.Operation, tuple[Any, ...]]:
+    """Return the operation that serves a validated problem, and the problem as its op's plain arguments."""
     rule = problem.rule
-    meaning = (rule.name, rule.fill, rule.empty_score, problem.out_dtype, want_winners)
+    meaning = (rule.name, rule.fill, rule.empty_score, problem.out_dtype)
     factors = (problem.query_weights, problem.document_mask)
     if problem.query_offsets is None:
-        return maxsim_op, (problem.queries, problem.documents, *factors, problem.document_lengths, *meaning)
+        return DENSE, (problem.queries, problem.documents, *factors, problem.document_lengths, *meaning)
     offsets = (problem.query_offsets, problem.document_offsets)
     pairs = (problem.pair_queries, problem.pair_documents)
     lengths = (problem.max_query_length, problem.max_document_length)
-    return maxsim_packed_op, (
+    return PACKED, (
         problem.queries,
         problem.documents,
         *offsets,
@@ -112,5 +108,5 @@ def op_call(problem: Problem, want_winners: bool) -> tuple[Any, tuple[Any, ...]]
 
 def scores(problem: Problem) -> Tensor:
     """Return the scores of a validated problem, differentiable in its queries and documents."""
-    op, arguments = op_call(problem, autograd.wants_gradient(problem))
-    return op(*arguments)[0]
+    operation, arguments = described(problem)
+    return autograd.scores(operation, problem, arguments)

@@ -35,7 +35,7 @@ def scores_and_winners(problem: Problem, want_winners: bool, together: int) -> t
     queries, dtype = problem.queries, compute_dtype(problem.queries.dtype)
     _, candidates, length, _ = problem.documents.shape
     scores = queries.new_empty(problem.scores_shape, dtype=dtype)
-    winners = queries.new_empty(problem.winners_shape, dtype=torch.int32) if want_winners else None
+    winners = queries.new_empty(problem.winners_shape, dtype=problem.winners_dtype) if want_winners else None
     tile = queries.new_empty(together, candidates * length, queries.shape[1], dtype=dtype)
     masks = _Masks.of(problem)
     for start in range(0, queries.shape[0], together):
@@ -53,7 +53,7 @@ def scores_and_winners(problem: Problem, want_winners: bool, together: int) -> t
         best = block.greatest(values, out=tile.new_empty(block.count, rows.shape[1]))
         if winners is not None:
             found = block.first_positions(values, best).view(-1, candidates, rows.shape[1])
-            winners[part] = masks.passing(found, part).int()
+            winners[part] = masks.passing(found, part).to(winners.dtype)
         best = best.view(-1, candidates, rows.shape[1])
         scores[part] = (best if weights is None else best * weights).sum(-1)
     return masks.empty_filled(scores, problem.rule.empty_score).to(problem.out_dtype), winners

@@ -46,15 +46,15 @@ class Blocked:
             back = order.argsort()
             return scores[back], None if winners is None else winners[back]
         documents = documents_of(problem, want_winners)
-        is_cross = problem.layout in (Layout.CROSS, Layout.PACKED_CROSS)
+        is_cross = problem.is_cross
         columns = problem.scores_shape[0] if is_cross else 1
         dtype, device = compute_dtype(problem.queries.dtype), problem.queries.device
         width = problem.queries.shape[-1]
         scores = torch.zeros(documents.count, columns, dtype=dtype, device=device)
         winners = None
         if want_winners:
-            shape = columns, documents.count, problem.max_query_length
-            winners = torch.full(shape, -1, dtype=torch.int32, device=device)
+            shape = documents.count, columns, problem.max_query_length
+            winners = torch.full(shape, -1, dtype=problem.winners_dtype, device=device)
         scratch = _Scratch(dtype, device)
         for queries, within in _panels(problem) if is_cross else _runs(problem):
             rows = queries.rows.shape[0]
@@ -63,7 +63,7 @@ class Blocked:
                 scores[block.chosen, queries.columns] = queries.summed(best)
                 if winners is not None and positions is not None:
                     found = queries.arranged(positions)
-                    winners[queries.columns, block.chosen, : found.shape[-1]] = found.transpose(0, 1).int()
+                    winners[block.chosen, queries.columns, : found.shape[-1]] = found.to(winners.dtype)
         documents.score_vacant(scores, _weight_sums(problem), problem.rule.empty_score)
         scores = scores.T.contiguous() if is_cross else scores
         scores = scores.reshape(problem.scores_shape).to(problem.out_dtype)

@@ -96,7 +96,8 @@ class _Grid:
             edges[:2] = [edge[problem.pair_queries] for edge in edges[:2]]
             edges[2:] = [edge.T[problem.pair_documents] for edge in edges[2:]]
         grads = grad_scores.to(compute_dtype(problem.queries.dtype)).reshape(shape)
-        return cls(winners.reshape(*shape, problem.max_query_length), grads, *(edge.expand(shape) for edge in edges))
+        winners = problem.by_score(winners).reshape(*shape, problem.max_query_length)
+        return cls(winners, grads, *(edge.expand(shape) for edge in edges))
 
     def __getitem__(self, chosen: slice | Tensor) -> _Grid:
         return _Grid(*(getattr(self, field.name)[chosen] for field in fields(self)))

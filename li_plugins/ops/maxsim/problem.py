@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,12 +38,12 @@ class Problem:
     token's maximum is at least 0 (before ``query_weights``), as if the document were followed by a zero row.
     ``out_dtype`` is the dtype of the scores; accumulation is float32 for 16-bit and float32 inputs, else float64.
 
-    Winners, the indices that the backward needs, are int32 token indices counted from the start of their document,
-    -1 where no token gets a gradient (nothing to choose from, the floor or a fill won). Shape: scores' shape plus
-    ``[Lq]`` (dense) or ``[max_query_length]`` (packed; -1 past the length of a query).
+    Winners, the indices that the backward needs, are token indices counted from the start of their document, -1 where
+    no token gets a gradient (nothing to choose from, the floor or a fill won). They are int16 where every index fits,
+    else int32. Shape: ``[B, A, L]`` where every query meets every document, because both gradients read a document's
+    winners together; else scores' shape plus ``[L]``. ``L`` is ``Lq``, or ``max_query_length`` with -1 past the length
+    of a query.
     """
-
-    winners_dtype: ClassVar[torch.dtype] = torch.int32
 
     layout: Layout
     queries: Tensor
@@ -78,4 +77,26 @@ class Problem:
     @property
     def winners_shape(self) -> tuple[int, ...]:
         """Shape of the winners."""
-        return *self.scores_shape, self.max_query_length
+        shape = self.scores_shape
+        return *(reversed(shape) if self.is_cross else shape), self.max_query_length
+
+    @property
+    def winners_dtype(self) -> torch.dtype:
+        """Dtype of the winners."""
+        return torch.int16 if self.max_document_length <= torch.iinfo(torch.int16).max else torch.int32
+
+    def as_winners(self, winners: Tensor) -> Tensor:
+        """Return winners by score, in any shape of as many elements, in the shape and dtype of winners."""
+        winners = winners.reshape(*self.scores_shape, self.max_query_length)
+        if self.is_cross:
+            winners = winners.transpose(0, 1)
+        return winners.reshape(self.winners_shape).to(self.winners_dtype)
+
+    def by_score(self, winners: Tensor) -> Tensor:
+        """Return winners as ``[*scores_shape, L]``."""
+        return winners.transpose(0, 1) if self.is_cross else winners
+
+    @property
+    def is_cross(self) -> bool:
+        """Whether every query meets every document."""
+        return self.layout is Layout.CROSS or self.layout is Layout.PACKED_CROSS

@@ -48,7 +48,7 @@ class Reference:
         if not want_winners:
             return scores, None
         winners = winners.masked_fill(empty[..., None] | ~grid.query_exists, -1)
-        return scores, winners.reshape(problem.winners_shape).int()
+        return scores, problem.as_winners(winners)
 
     def backward(
         self, problem: Problem, grad_scores: Tensor, winners: Tensor, need_queries: bool, need_documents: bool
@@ -56,7 +56,7 @@ class Reference:
         """Return the gradients of queries and documents: each score's goes to its winning similarities alone."""
         grid = _Grid.of(problem)
         shape = grid.shape
-        winners = winners.reshape(shape[:-1]).long().masked_fill(~grid.query_exists, -1)
+        winners = problem.by_score(winners).reshape(shape[:-1]).long().masked_fill(~grid.query_exists, -1)
         grad_best = grad_scores.reshape(shape[:2]).to(grid.queries.dtype)[..., None] * grid.query_weights
         grad_similarities = grid.queries.new_zeros(shape)
         if shape[-1]:

@@ -2,11 +2,12 @@
 
 Deterministic and without atomics, for every layout. With ``P`` pairs and ``s`` bytes per element:
 
-* queries: ``2 * P * Lq * d`` operations; reads a winner (4 bytes) and a document row (``s * d``, mostly from L2) per
-  query token and pair, writes ``s * d`` per query token;
-* documents: ``2 * P * Lq * Ld * d`` operations on tensor cores, a forward's, because rows are added by a product with
-  a 0/1 matrix; reads each winner ``Ld / BLOCK_N`` times and each winning query row once per block of ``d``, writes
-  ``s * d`` per document token.
+* queries: ``2 * P * Lq * d`` operations; reads a winner (2 or 4 bytes) and a document row (``s * d``, mostly from L2,
+  whose bandwidth is the limit) per query token and pair, writes ``s * d`` per query token;
+* documents, where few query tokens meet each (candidates, pairs, a handful of queries): ``2 * P * Lq * Ld * d``
+  operations on tensor cores, because rows are added by a product with a 0/1 matrix; reads each winner ``Ld / BLOCK_N``
+  times and each winning query row once per block of ``d``, writes ``s * d`` per document token, which is the limit.
+  Where many do, triton_sorted takes over.
 
 A pair whose score has gradient 0 reads neither rows nor winners.
 """
@@ -16,19 +17,7 @@ import triton.language as tl
 
 from li_plugins.ops.maxsim.triton_tiles import item_span, load_factor, load_rows
 
-_SIZES = ("documents_per_query", "max_query_length", "max_document_length")
-
-
-@triton.jit
-def _visits(item, segments, per_item):
-    """Return where an item's pairs begin in the list of pairs to visit, and their number."""
-    if segments is not None:
-        begin = tl.load(segments + item)
-        count = (tl.load(segments + item + 1) - begin).to(tl.int32)
-    else:
-        begin = item * per_item
-        count = per_item
-    return begin, count
+_SIZES = ("query_count", "documents_per_query", "max_query_length", "max_document_length")
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -42,21 +31,26 @@ def maxsim_query_gradient(
     segments,  # [A + 1] where each query's pairs begin in `order`; or None
     pair_documents,  # [P]; or None
     grad_scores,  # [A, B], [A, K] or [P], contiguous
-    winners,  # grad_scores' shape and [max_query_length]
+    winners,  # [B, A, max_query_length], or grad_scores' shape and [max_query_length]
     grad_queries,  # as queries, contiguous
     document_outer_stride,
     document_stride,
     document_row_stride,
+    query_count,
     documents_per_query,
     max_query_length,
     max_document_length,
-    CANDIDATES: tl.constexpr,
+    LAYOUT: tl.constexpr,
     DIM: tl.constexpr,
     ROWS: tl.constexpr,
+    VISITS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """Write ``[ROWS, BLOCK_D]`` of the gradient of one query: the sum of its winners' rows, in fp32, rounded once."""
+    """Write ``[ROWS, BLOCK_D]`` of the gradient of one query: the sum of its winners' rows, in fp32, rounded once.
+
+    ``VISITS`` documents are visited at a time, so that as many loads are under way.
+    """
     program = tl.program_id(0).to(tl.int64)
     DIM_BLOCKS: tl.constexpr = (DIM + BLOCK_D - 1) // BLOCK_D
     EVEN: tl.constexpr = DIM % BLOCK_D == 0
@@ -66,31 +60,48 @@ def maxsim_query_gradient(
     query = program // DIM_BLOCKS // token_blocks
     query_first, query_length, _query_start = item_span(query, True, query_offsets, None, 0, 0, max_query_length)
 
+    begin, count = query * documents_per_query, documents_per_query
+    if LAYOUT == "PAIRS":
+        begin = tl.load(segments + query)
+        count = (tl.load(segments + query + 1) - begin).to(tl.int32)
     gradient = tl.zeros([ROWS, BLOCK_D], tl.float32)
-    begin, count = _visits(query, segments, documents_per_query)
-    for visit in range(0, count):
-        if order is not None:
-            pair = tl.load(order + begin + visit)
-            document = tl.load(pair_documents + pair)
+    for first_visit in range(0, count, VISITS):
+        visit = first_visit + tl.arange(0, VISITS)
+        is_visit = visit < count
+        pair = begin + visit
+        if LAYOUT == "PAIRS":
+            pair = tl.load(order + pair, mask=is_visit, other=0)
+            document = tl.load(pair_documents + pair, mask=is_visit, other=0)
+        elif LAYOUT == "CANDIDATES":
+            document = pair
         else:
-            pair = begin + visit
-            document = pair - begin
-            if CANDIDATES:
-                document = pair
-        document_first, _document_length, document_start = item_span(
-            document, True, document_offsets, None, document_stride, document_row_stride, max_document_length
+            document = visit.to(tl.int64)
+        document_first, _length, document_start = item_span(
+            document, is_visit, document_offsets, None, document_stride, document_row_stride, max_document_length
         )
-        if CANDIDATES:
+        if LAYOUT == "CANDIDATES":
             document_start = query * document_outer_stride + visit * document_stride
-        grad_score = tl.load(grad_scores + pair).to(tl.float32)
-        live = token < tl.where(grad_score != 0, query_length, 0)
-        winner = tl.load(winners + pair * max_query_length + token, mask=live, other=-1)
+        grad_score = tl.load(grad_scores + pair, mask=is_visit, other=0.0).to(tl.float32)
+        winner_row = pair * max_query_length
+        if LAYOUT == "CROSS":
+            winner_row = (document * query_count + query) * max_query_length
+        live = (grad_score != 0)[:, None] & (token < query_length)[None, :]
+        winner = tl.load(winners + winner_row[:, None] + token[None, :], mask=live, other=-1).to(tl.int32)
         won = winner >= 0
-        rows = documents + document_start + winner.to(tl.int64) * document_row_stride
-        share = tl.where(won, grad_score, 0.0)
+        share = tl.where(won, grad_score[:, None], 0.0)
         if document_mask is not None:
-            share *= load_factor(document_mask, document_first + winner, won, INTERPRET).to(tl.float32)
-        gradient += share[:, None] * load_rows(rows, won, dims, DIM, EVEN, INTERPRET).to(tl.float32)
+            share *= load_factor(document_mask, document_first[:, None] + winner, won, INTERPRET).to(tl.float32)
+        start = document_start[:, None] + winner.to(tl.int64) * document_row_stride
+        rows = load_rows(
+            documents + tl.reshape(start, [VISITS * ROWS]),
+            tl.reshape(won, [VISITS * ROWS]),
+            dims,
+            DIM,
+            EVEN,
+            INTERPRET,
+        )
+        terms = tl.reshape(share, [VISITS * ROWS])[:, None] * rows.to(tl.float32)
+        gradient += tl.sum(tl.reshape(terms, [VISITS, ROWS, BLOCK_D]), axis=0)
 
     live = token < query_length
     if query_weights is not None:
@@ -111,7 +122,7 @@ def maxsim_document_gradient(
     segments,  # [B + 1] where each document's pairs begin in `order`; or None
     pair_queries,  # [P]; or None
     grad_scores,  # [A, B], [A, K] or [P], contiguous
-    winners,  # grad_scores' shape and [max_query_length]
+    winners,  # [B, A, max_query_length], or grad_scores' shape and [max_query_length]
     grad_documents,  # as documents, contiguous
     query_stride,
     query_row_stride,
@@ -119,7 +130,7 @@ def maxsim_document_gradient(
     documents_per_query,
     max_query_length,
     max_document_length,
-    CANDIDATES: tl.constexpr,
+    LAYOUT: tl.constexpr,
     DIM: tl.constexpr,
     QUERY_TOKENS: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -148,32 +159,36 @@ def maxsim_document_gradient(
     token = block_start + tl.arange(0, BLOCK_N)
 
     gradient = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    if CANDIDATES:
+    if LAYOUT == "CANDIDATES":
         begin, count = document, 1
-    elif segments is not None:
-        begin, count = _visits(document, segments, 0)
+    elif LAYOUT == "PAIRS":
+        begin = tl.load(segments + document)
+        count = (tl.load(segments + document + 1) - begin).to(tl.int32)
     else:
         begin, count = document, query_count
     # One flat loop over the blocks of all queries; a block without a token of this document visits nobody
     steps = tl.where(block_start < length, count * query_blocks, 0)
     for step in range(0, steps):
         visit = step // query_blocks
-        if order is not None:
+        if LAYOUT == "PAIRS":
             pair = tl.load(order + begin + visit)
             query = tl.load(pair_queries + pair)
-        elif CANDIDATES:
+            winner_row = pair * max_query_length
+        elif LAYOUT == "CANDIDATES":
             pair = begin
             query = document // documents_per_query
+            winner_row = pair * max_query_length
         else:
             query = visit.to(tl.int64)
             pair = query * documents_per_query + document
+            winner_row = (document * query_count + query) * max_query_length
         query_first, query_length, query_start = item_span(
             query, True, query_offsets, None, query_stride, query_row_stride, max_query_length
         )
         query_token = step % query_blocks * QUERY_TOKENS + tl.arange(0, QUERY_TOKENS)
         grad_score = tl.load(grad_scores + pair).to(tl.float32)
         live = query_token < tl.where(grad_score != 0, query_length, 0)
-        winner = tl.load(winners + pair * max_query_length + query_token, mask=live, other=-1)
+        winner = tl.load(winners + winner_row + query_token, mask=live, other=-1).to(tl.int32)
         here = (winner >= block_start) & (winner < block_start + BLOCK_N)
         rows = queries + query_start + query_token.to(tl.int64) * query_row_stride
         query_tile = load_rows(rows, here, dims, DIM, EVEN, INTERPRET)

@@ -1,21 +1,161 @@
-"""MaxSim's forward in Triton: one program scores a few queries against one document.
+"""MaxSim's forward in Triton: a program scores a tile of query tokens against several documents, one after the other.
 
-With ``P`` pairs of a query and a document, ``s`` bytes per element and ``QUERIES`` queries per program:
+With ``P`` pairs of a query and a document, ``s`` bytes per element and ``ROWS`` query tokens in a tile:
 
-* operations: ``2 * P * Lq * Ld * d`` on tensor cores (fp16, bf16) or on fp32 units, at least two more per similarity
-  for the running maximum, five with winners;
-* bytes: ``s * d`` for each query token and each document token, 4 per score, ``4 * Lq`` per pair for winners. A
-  document's tiles are read once per program that meets it, ``A / QUERIES`` times: neighbours in the grid share the
-  document, so all but the first find it in L2.
+* operations: ``2 * P * Lq * Ld * d`` on tensor cores (fp16, bf16) or in fp32, one more per similarity for the maximum,
+  three with winners;
+* bytes: ``s * d`` for each query token and each document token, 4 per score, 2 or 4 ``* Lq`` per pair for winners. A
+  document's tiles are read ``A * Lq / ROWS`` times: neighbours in the grid share the document, so all but the first
+  find it in L2, whose bandwidth is what ROWS is chosen for.
+
+No tile is masked at its end. The last one begins early enough to end with the document, and what it sees again cannot
+win again: the first of equals stays.
 """
 
 import triton
 import triton.language as tl
 
-from li_plugins.ops.maxsim.triton_tiles import item_span, load_factor, load_rows
+from li_plugins.ops.maxsim.triton_kept import KEPT_FIELDS
+from li_plugins.ops.maxsim.triton_tiles import (
+    CLASSES,
+    best_and_column,
+    best_of_classes,
+    item_span,
+    larger,
+    largest,
+    load_factor,
+    load_rows,
+)
+
+_CLASSES = tl.constexpr(CLASSES)
+_FIELDS = tl.constexpr(KEPT_FIELDS)
+_FAR = tl.constexpr(2**30)
 
 # Sizes that change from call to call: without this each multiple of 16, and 1, would be compiled apart.
-_SIZES = ("query_count", "documents_per_query", "max_query_length", "max_document_length", "first_program")
+_SIZES = (
+    "query_count",
+    "documents_per_query",
+    "documents_per_program",
+    "max_query_length",
+    "max_document_length",
+    "first_program",
+    "score_count",
+)
+
+
+@triton.jit
+def _tile(
+    documents,
+    document_start,
+    first,
+    column,
+    end,
+    row_stride,
+    query_rows,
+    query_live,
+    near_query,
+    far_query,
+    DIM: tl.constexpr,
+    NEAR: tl.constexpr,
+    FAR: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
+    """Return the similarities ``[ROWS, BLOCK_N]`` of the query tile with the tokens from ``first`` on, up to ``end``.
+
+    A document shorter than a tile repeats its last token.
+    """
+    token = tl.minimum(column, end - 1)
+    rows = documents + document_start + first.to(tl.int64) * row_stride + token.to(tl.int64) * row_stride
+    exists = end > 0
+    near = tl.arange(0, NEAR)
+    if NEAR + FAR >= DIM:
+        tile = load_rows(rows, exists, near, DIM, DIM >= NEAR, INTERPRET)
+        similarity = tl.dot(near_query, tl.trans(tile), input_precision=PRECISION)
+        if FAR > 0:
+            far = NEAR + tl.arange(0, FAR)
+            tile = load_rows(rows, exists, far, DIM, DIM == NEAR + FAR, INTERPRET)
+            similarity = tl.dot(far_query, tl.trans(tile), similarity, input_precision=PRECISION)
+    else:
+        similarity = tl.zeros([ROWS, BLOCK_N], tl.float32)
+        for k in range(0, DIM, NEAR):
+            part = load_rows(query_rows, query_live, k + near, DIM, DIM % NEAR == 0, INTERPRET)
+            tile = load_rows(rows, exists, k + near, DIM, DIM % NEAR == 0, INTERPRET)
+            similarity = tl.dot(part, tl.trans(tile), similarity, input_precision=PRECISION)
+    return similarity, first + token
+
+
+@triton.jit
+def _ruled(
+    similarity,
+    weight,
+    query_weights,
+    document_mask,
+    mask_token,
+    is_full,
+    fill,
+    RULE: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
+    """Return the similarities as the mask rule has them; ``is_full`` says that no mask of this document matters."""
+    if RULE == "ZERO" and query_weights is not None:
+        similarity *= weight[:, None]
+    if document_mask is not None:
+        factor = load_factor(document_mask, mask_token, is_full == 0, INTERPRET)
+        if is_full == 0:
+            if RULE == "ZERO":
+                similarity *= factor.to(tl.float32)[None, :]
+            elif RULE == "FILL":
+                similarity = tl.where((factor != 0)[None, :], similarity, fill)
+            else:
+                similarity = tl.where((factor != 0)[None, :], similarity, float("-inf"))
+    return similarity
+
+
+@triton.jit
+def _document(
+    number,
+    pair,
+    first_query,
+    documents_per_query,
+    pair_documents,
+    document_offsets,
+    document_lengths,
+    kept,
+    document_outer_stride,
+    document_stride,
+    document_row_stride,
+    max_document_length,
+    RULE: tl.constexpr,
+    LAYOUT: tl.constexpr,
+):
+    """Return what there is to know of the ``number``-th document of a program.
+
+    These are: its index, its first token, its length, the element where it begins, the end of what there is to look at
+    (a document without any token to choose from has length 0), whether no mask matters before that, and the first token
+    that is kept.
+    """
+    if LAYOUT == "PAIRS":
+        document = tl.load(pair_documents + pair)
+    elif LAYOUT == "CANDIDATES":
+        document = first_query * documents_per_query + number
+    else:
+        document = number
+    document_first, length, document_start = item_span(
+        document, True, document_offsets, document_lengths, document_stride, document_row_stride, max_document_length
+    )
+    if LAYOUT == "CANDIDATES":
+        document_start = first_query * document_outer_stride + number * document_stride
+    end, is_full, first_kept = length, 1, 0
+    if kept is not None:
+        first_kept = tl.load(kept + document * _FIELDS)
+        end = tl.load(kept + document * _FIELDS + 1)
+        is_full = tl.load(kept + document * _FIELDS + 2)
+        if RULE == "EXCLUDE":
+            length = end
+    return document, document_first, length, document_start, end, is_full, first_kept
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -24,14 +164,15 @@ def maxsim_forward(
     documents,  # [B, Ld, d], [A, K, Ld, d] or [Td, d]
     query_weights,  # as queries without d, contiguous; or None
     document_mask,  # as documents without d, contiguous; or None
+    kept,  # [documents, KEPT_FIELDS], what maxsim_kept says of the mask; or None
     document_lengths,  # [B] or [A * K]; or None
     query_offsets,  # [A + 1] int64, for packed layouts; or None
     document_offsets,  # [B + 1] int64, for packed layouts; or None
     pair_queries,  # [P] int64, for PACKED_PAIRS; or None
     pair_documents,  # [P] int64, for PACKED_PAIRS; or None
     floor,  # [B] or [P], for packed layouts; or None
-    scores,  # [A, B], [A, K] or [P]
-    winners,  # scores' shape and [max_query_length] int32; or None
+    scores,  # [A, B], [A, K] or [P]; before it a dimension of parts where a query is spread over tiles
+    winners,  # [B, A, max_query_length], or scores' shape and [max_query_length]; or None
     query_stride,
     query_row_stride,
     document_outer_stride,
@@ -39,144 +180,252 @@ def maxsim_forward(
     document_row_stride,
     query_count,
     documents_per_query,
+    documents_per_program,
     max_query_length,
     max_document_length,
     first_program,
+    score_count,
     fill,
     empty_score,
     RULE: tl.constexpr,
-    CANDIDATES: tl.constexpr,
+    LAYOUT: tl.constexpr,
     DIM: tl.constexpr,
-    QUERIES: tl.constexpr,
+    ROWS: tl.constexpr,
     TOKENS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    FLAT: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    NEAR: tl.constexpr,
+    FAR: tl.constexpr,
     PRECISION: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """Write the scores, and the winners unless None, of ``QUERIES`` queries (1 unless crossed) and one document.
+    """Write the scores, and the winners unless None, of a tile of query tokens and ``documents_per_program`` documents.
 
-    A tile's rows are ``TOKENS`` tokens of each of the queries; longer queries (``QUERIES`` is 1 then) take several
-    rounds over the document. Products, maxima and the sum over query tokens are fp32; the score is rounded once, when
-    it is stored.
+    A tile's ``ROWS`` are ``TOKENS`` tokens of each of ``SLOTS`` queries (of one query unless ``LAYOUT`` is CROSS); a
+    longer query takes several tiles. With ``FLAT`` they are the next rows of the batch, wherever its queries begin and
+    end, and at most ``SLOTS`` queries meet in a tile. Where a query is spread over tiles, each writes its part of the
+    score, and the caller adds them up. Products, maxima and the sum over query tokens are fp32; a score is rounded
+    once, when it is stored.
     """
-    # Which pair
+    row = tl.arange(0, ROWS)
+    slot = tl.arange(0, SLOTS)
+
+    # Which query tokens and which documents
     program = tl.program_id(0).to(tl.int64) + first_program
-    if pair_queries is not None:
-        first_query = tl.load(pair_queries + program)
-        document = tl.load(pair_documents + program)
-        pair, pair_step = program, 0
-    elif CANDIDATES:
-        first_query = program // documents_per_query
-        document = program
-        pair, pair_step = program, 0
+    token_blocks = tl.maximum(tl.cdiv(max_query_length, TOKENS), 1)
+    if LAYOUT == "CROSS":
+        tiles = tl.cdiv(query_count, SLOTS) * token_blocks
+        if FLAT:
+            tiles = tl.cdiv(query_count * max_query_length, ROWS)
+        tile = program % tiles
+        first_document = program // tiles * documents_per_program
+        document_count = tl.minimum(documents_per_query - first_document, documents_per_program).to(tl.int32)
+    elif LAYOUT == "CANDIDATES":
+        blocks = tl.cdiv(documents_per_query, documents_per_program)
+        tile = program // blocks
+        first_document = program % blocks * documents_per_program
+        document_count = tl.minimum(documents_per_query - first_document, documents_per_program).to(tl.int32)
     else:
-        groups = tl.cdiv(query_count, QUERIES)
-        first_query = program % groups * QUERIES
-        document = program // groups
-        pair, pair_step = first_query * documents_per_query + document, documents_per_query
-
-    # Where it lies
-    document_first, length, document_start = item_span(
-        document, True, document_offsets, document_lengths, document_stride, document_row_stride, max_document_length
-    )
-    if CANDIDATES:
-        document_start = first_query * document_outer_stride + program % documents_per_query * document_stride
-    row = tl.arange(0, QUERIES * TOKENS)
-    query = first_query + row // TOKENS
-    query_live = query < query_count
+        tile, first_document, document_count = program, 0, 1
+    if FLAT:
+        flat = tile * ROWS + row
+        query = flat // max_query_length
+        token = (flat % max_query_length).to(tl.int32)
+        first_query = tile * ROWS // max_query_length
+        part = tile - (first_query + slot) * max_query_length // ROWS
+    else:
+        first_query = tile // token_blocks * SLOTS
+        query = first_query + row // TOKENS
+        token = (tile % token_blocks).to(tl.int32) * TOKENS + row % TOKENS
+        part = tile % token_blocks
+    pair = first_query
+    if LAYOUT == "PAIRS":
+        first_query = tl.load(pair_queries + pair)
+        query = first_query + tl.zeros([ROWS], tl.int64)
+    is_query = query < query_count
     query_first, query_length, query_start = item_span(
-        query, query_live, query_offsets, None, query_stride, query_row_stride, max_query_length
+        query, is_query, query_offsets, None, query_stride, query_row_stride, max_query_length
     )
+    live = token < query_length
+
+    # The query tile, as one product or two take it; a wider one is read in pieces
+    query_rows = queries + query_start + token.to(tl.int64) * query_row_stride
+    near_query, far_query, weight = 0, 0, 0.0
+    if NEAR + FAR >= DIM:
+        near_query = load_rows(query_rows, live, tl.arange(0, NEAR), DIM, DIM >= NEAR, INTERPRET)
+        if FAR > 0:
+            far = NEAR + tl.arange(0, FAR)
+            far_query = load_rows(query_rows, live, far, DIM, DIM == NEAR + FAR, INTERPRET)
+    if query_weights is not None:
+        weight = load_factor(query_weights, query_first + token, live, INTERPRET).to(tl.float32)
+
     column = tl.arange(0, BLOCK_N)
-    dims = tl.arange(0, BLOCK_K)
-    EVEN: tl.constexpr = DIM % BLOCK_K == 0 and DIM > 0
+    has_nan = tl.zeros([ROWS], tl.int32)
+    for step in range(0, document_count):
+        number = first_document + step
+        document, document_first, length, document_start, end, is_full, first_kept = _document(
+            number,
+            pair,
+            first_query,
+            documents_per_query,
+            pair_documents,
+            document_offsets,
+            document_lengths,
+            kept,
+            document_outer_stride,
+            document_stride,
+            document_row_stride,
+            max_document_length,
+            RULE,
+            LAYOUT,
+        )
+        if LAYOUT == "CROSS":
+            score = first_query * documents_per_query + document
+            winner_row = (document * query_count + query) * max_query_length + token
+        else:
+            score = document if LAYOUT == "CANDIDATES" else pair
+            winner_row = score * max_query_length + token
 
-    # A document without any token to choose from has length 0
-    if RULE == "EXCLUDE" and document_mask is not None:
-        first_kept = length
-        for start in range(0, length, BLOCK_N):
-            token = start + column
-            mask = load_factor(document_mask, document_first + token, token < length, INTERPRET)
-            first_kept = tl.minimum(first_kept, tl.min(tl.where(mask != 0, token, length), axis=0))
-        length = tl.where(first_kept < length, length, 0)
-
-    total = tl.zeros([QUERIES], tl.float32)
-    for round_start in range(0, tl.max(query_length, axis=0), TOKENS):
-        query_token = round_start + row % TOKENS
-        live = query_token < query_length
-        query_rows = queries + query_start + query_token.to(tl.int64) * query_row_stride
-        if DIM <= BLOCK_K:
-            query_tile = load_rows(query_rows, live, dims, DIM, EVEN, INTERPRET)
-        if query_weights is not None:
-            weight = load_factor(query_weights, query_first + query_token, live, INTERPRET).to(tl.float32)
-
-        # Running maxima per row and column, and the tile they came from; one reduction over the columns at the end
-        best = tl.full([QUERIES * TOKENS, BLOCK_N], float("-inf"), tl.float32)
-        best_start = tl.zeros([QUERIES * TOKENS, BLOCK_N], tl.int32)
-        for start in range(0, length, BLOCK_N):
-            token = start + column
-            exists = token < length
-            document_rows = documents + document_start + token.to(tl.int64) * document_row_stride
-            if DIM <= BLOCK_K:
-                document_tile = load_rows(document_rows, exists, dims, DIM, EVEN, INTERPRET)
-                similarity = tl.dot(query_tile, tl.trans(document_tile), input_precision=PRECISION)
-            else:
-                similarity = tl.zeros([QUERIES * TOKENS, BLOCK_N], tl.float32)
-                for k in range(0, DIM, BLOCK_K):
-                    query_tile = load_rows(query_rows, live, k + dims, DIM, EVEN, INTERPRET)
-                    document_tile = load_rows(document_rows, exists, k + dims, DIM, EVEN, INTERPRET)
-                    similarity = tl.dot(query_tile, tl.trans(document_tile), similarity, input_precision=PRECISION)
-            if RULE == "ZERO" and query_weights is not None:
-                similarity *= weight[:, None]
-            if document_mask is not None:
-                mask = load_factor(document_mask, document_first + token, exists, INTERPRET)
-                if RULE == "ZERO":
-                    similarity *= mask.to(tl.float32)[None, :]
-                elif RULE == "FILL":
-                    similarity = tl.where((mask != 0)[None, :], similarity, fill)
-                else:
-                    exists = exists & (mask != 0)
-            similarity = tl.where(exists[None, :], similarity, float("-inf"))
+        # Running maxima by row and class of columns, and where they are
+        best = tl.full([ROWS, _CLASSES], float("-inf"), tl.float32)
+        where_best = tl.zeros([ROWS, _CLASSES], tl.int32)
+        for start in range(0, end, BLOCK_N):
+            first = tl.minimum(start, tl.maximum(end - BLOCK_N, 0))
+            similarity, at = _tile(
+                documents,
+                document_start,
+                first,
+                column,
+                end,
+                document_row_stride,
+                query_rows,
+                live,
+                near_query,
+                far_query,
+                DIM,
+                NEAR,
+                FAR,
+                ROWS,
+                BLOCK_N,
+                PRECISION,
+                INTERPRET,
+            )
+            similarity = _ruled(
+                similarity, weight, query_weights, document_mask, document_first + at, is_full, fill, RULE, INTERPRET
+            )
             if winners is not None:
-                stays = (similarity <= best) | (
-                    best != best
-                )  # the first of equals stays; the first NaN comes and stays
-                best = tl.where(stays, best, similarity)
-                best_start = tl.where(stays, best_start, start)
+                found, at_column = best_and_column(similarity, ROWS, BLOCK_N, INTERPRET)
+                where_best = tl.where(found > best, first + at_column, where_best)
             else:
-                best = tl.maximum(best, similarity, propagate_nan=tl.PropagateNan.ALL)
+                found = best_of_classes(similarity, ROWS, BLOCK_N, INTERPRET)
+            best = larger(best, found)
+        value = largest(best, INTERPRET)
 
-        value = tl.max(best, axis=1)  # drops NaN
-        is_nan = tl.max((best != best).to(tl.int32), axis=1) > 0
-        value = tl.where(is_nan, float("nan"), value)
         if winners is not None:
-            is_best = (best == value[:, None]) | (best != best)
-            winner = tl.min(tl.where(is_best, best_start + column[None, :], 2147483647), axis=1)
-            if document_mask is not None:
-                if RULE == "EXCLUDE":
-                    winner = tl.where(value == float("-inf"), first_kept, winner)
-                else:
-                    kept = load_factor(document_mask, document_first + winner, live & (winner < length), INTERPRET)
-                    winner = tl.where(kept != 0, winner, -1)
-            winner = tl.where(length > 0, winner, -1)
+            winner = tl.min(tl.where(best == value[:, None], where_best, _FAR), axis=1)
+            winner = tl.where(value == float("-inf"), first_kept, winner)
+            has_nan |= (live & (value != value)).to(tl.int32)
+            if document_mask is not None and RULE != "EXCLUDE":
+                is_asked = live & (is_full == 0) & (winner < end)
+                factor = load_factor(document_mask, document_first + winner, is_asked, INTERPRET)
+                winner = tl.where(is_asked & (factor == 0), -1, winner)
+        # What is masked from the end on is one candidate, not looked at
+        if document_mask is not None and RULE != "EXCLUDE":
+            bound = fill if RULE == "FILL" else 0.0
+            is_bound = value < tl.where(end < length, bound, float("-inf"))
+            if winners is not None:
+                winner = tl.where(is_bound, -1, winner)
+            value = tl.where(is_bound, bound, value)
         if floor is not None:
-            is_floored = tl.load(floor + (document if pair_queries is None else program)) != 0
+            is_floored = tl.load(floor + (pair if LAYOUT == "PAIRS" else document)) != 0
             floored = value < tl.where(is_floored, 0.0, float("-inf"))
             value = tl.where(floored, 0.0, value)
             if winners is not None:
                 winner = tl.where(floored, -1, winner)
+
         if winners is not None:
-            winner_row = (pair + (row // TOKENS).to(tl.int64) * pair_step) * max_query_length
-            tl.store(winners + winner_row + query_token, winner, mask=live)
+            winner = tl.where(length > 0, winner, -1)
+            tl.store(winners + winner_row, winner.to(winners.dtype.element_ty), mask=live)
         if RULE != "ZERO" and query_weights is not None:
             value *= weight
-        total += tl.sum(tl.reshape(tl.where(live, value, 0.0), [QUERIES, TOKENS]), axis=1)
+        value = tl.where(live, value, 0.0)
+        if FLAT:
+            is_slot = (query - first_query)[:, None] == slot[None, :]
+            total = tl.sum(tl.where(is_slot, value[:, None], 0.0), axis=0)
+        else:
+            total = tl.sum(tl.reshape(value, [SLOTS, TOKENS]), axis=1)
+        total = tl.where(length > 0, total, tl.where(part == 0, empty_score, 0.0))
+        target = scores + part * score_count + score + slot.to(tl.int64) * documents_per_query
+        is_scored = first_query + slot < query_count
+        if FLAT:
+            is_scored = is_scored & ((first_query + slot) * max_query_length < (tile + 1) * ROWS)
+        if LAYOUT == "CROSS":
+            tl.store(target, total.to(scores.dtype.element_ty), mask=is_scored)
+        else:
+            tl.store(target, total.to(scores.dtype.element_ty), mask=slot == 0)
 
-    slot = tl.arange(0, QUERIES)
-    score = tl.where(length > 0, total, empty_score)
-    tl.store(
-        scores + pair + slot.to(tl.int64) * pair_step,
-        score.to(scores.dtype.element_ty),
-        mask=first_query + slot < query_count,
-    )
+    # NaN is rare: who met it looks for the first one again
+    if winners is not None and tl.max(has_nan, axis=0) > 0:
+        for step in range(0, document_count):
+            number = first_document + step
+            document, document_first, length, document_start, end, is_full, first_kept = _document(
+                number,
+                pair,
+                first_query,
+                documents_per_query,
+                pair_documents,
+                document_offsets,
+                document_lengths,
+                kept,
+                document_outer_stride,
+                document_stride,
+                document_row_stride,
+                max_document_length,
+                RULE,
+                LAYOUT,
+            )
+            if LAYOUT == "CROSS":
+                winner_row = (document * query_count + query) * max_query_length + token
+            else:
+                winner_row = (document if LAYOUT == "CANDIDATES" else pair) * max_query_length + token
+            winner = tl.full([ROWS], _FAR, tl.int32)
+            for start in range(0, end, BLOCK_N):
+                first = tl.minimum(start, tl.maximum(end - BLOCK_N, 0))
+                similarity, at = _tile(
+                    documents,
+                    document_start,
+                    first,
+                    column,
+                    end,
+                    document_row_stride,
+                    query_rows,
+                    live,
+                    near_query,
+                    far_query,
+                    DIM,
+                    NEAR,
+                    FAR,
+                    ROWS,
+                    BLOCK_N,
+                    PRECISION,
+                    INTERPRET,
+                )
+                similarity = _ruled(
+                    similarity,
+                    weight,
+                    query_weights,
+                    document_mask,
+                    document_first + at,
+                    is_full,
+                    fill,
+                    RULE,
+                    INTERPRET,
+                )
+                is_nan = tl.where(similarity != similarity, at[None, :], _FAR)
+                winner = tl.minimum(winner, tl.min(is_nan, axis=1))
+            met = live & (winner < _FAR)
+            if document_mask is not None and RULE != "EXCLUDE":
+                factor = load_factor(document_mask, document_first + winner, met & (is_full == 0), INTERPRET)
+                winner = tl.where((is_full == 0) & (factor == 0), -1, winner)
+            tl.store(winners + winner_row, winner.to(winners.dtype.element_ty), mask=met)

@@ -1,14 +1,24 @@
-"""What MaxSim's Triton kernels share: where items lie, and tiles of embeddings and factors."""
+"""What MaxSim's Triton kernels share: where items lie, tiles of embeddings and factors, and the best of a tile."""
 
 import triton
 import triton.language as tl
+
+CLASSES = 8
+"""Columns of a tile whose maxima are kept apart.
+
+A thread of a tensor-core product holds two neighbouring columns of every eight, so the maximum over columns of one
+class is its own business: no shuffle and few registers until the document ends.
+"""
+
+_CLASSES = tl.constexpr(CLASSES)
+_FAR = tl.constexpr(2**30)
 
 
 @triton.jit
 def item_span(item, live, offsets, lengths, item_stride, row_stride, max_length):
     """Return an item's first token among all tokens, its length, and the element where its first row begins.
 
-    ``item`` (int64) and ``live`` are scalars or vectors of one shape; a dead item has length 0. With ``offsets`` the
+    ``item`` (int64) and ``live`` are scalars or tensors of one shape; a dead item has length 0. With ``offsets`` the
     items are packed; otherwise each takes ``max_length`` rows, of which ``lengths`` (if any) says how many exist.
     """
     if offsets is not None:
@@ -30,12 +40,14 @@ def item_span(item, live, offsets, lengths, item_stride, row_stride, max_length)
 def load_rows(rows, live, dims, DIM: tl.constexpr, EVEN: tl.constexpr, INTERPRET: tl.constexpr):
     """Load ``[rows, dims]`` of the embeddings that ``rows`` points at; zeros in dead rows and from ``DIM`` on.
 
-    ``EVEN`` says that no dimension reaches ``DIM``. Triton's interpreter does not compute in bf16: it gets fp32.
+    ``live`` is a vector or a scalar. ``EVEN`` says that no dimension reaches ``DIM``. Triton's interpreter does not
+    compute in bf16: it gets fp32.
     """
+    is_live = live[:, None] if len(live.shape) == 1 else live
     if EVEN:
-        tile = tl.load(rows[:, None] + dims[None, :], mask=live[:, None], other=0.0)
+        tile = tl.load(rows[:, None] + dims[None, :], mask=is_live, other=0.0)
     else:
-        tile = tl.load(rows[:, None] + dims[None, :], mask=live[:, None] & (dims < DIM)[None, :], other=0.0)
+        tile = tl.load(rows[:, None] + dims[None, :], mask=is_live & (dims < DIM)[None, :], other=0.0)
     if INTERPRET:
         tile = tile.to(tl.float32)
     return tile
@@ -48,3 +60,45 @@ def load_factor(factor, index, live, INTERPRET: tl.constexpr):
     if INTERPRET and value.dtype == tl.bfloat16:
         value = value.to(tl.float32)
     return value
+
+
+@triton.jit
+def larger(a, b):
+    """Return the maximum, NaN if either is."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _larger_and_where(value, index, next_value, next_index):
+    return larger(value, next_value), tl.where(next_value > value, next_index, index)
+
+
+@triton.jit
+def largest(values, INTERPRET: tl.constexpr):
+    """Return the maxima of ``[rows, columns]`` along the columns, NaN where there is one."""
+    if INTERPRET:  # its general reductions take a Python call per element
+        has_nan = tl.max((values != values).to(tl.int32), axis=1) > 0
+        return tl.where(has_nan, float("nan"), tl.max(values, axis=1))
+    return tl.reduce(values, 1, larger)
+
+
+@triton.jit
+def best_of_classes(similarity, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INTERPRET: tl.constexpr):
+    """Return the largest similarity of each row in each class of columns, ``[ROWS, CLASSES]``."""
+    by_class = tl.reshape(similarity, [ROWS, COLUMNS // _CLASSES, _CLASSES])
+    if INTERPRET:
+        has_nan = tl.max((by_class != by_class).to(tl.int32), axis=1) > 0
+        return tl.where(has_nan, float("nan"), tl.max(by_class, axis=1))
+    return tl.reduce(by_class, 1, larger)
+
+
+@triton.jit
+def best_and_column(similarity, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INTERPRET: tl.constexpr):
+    """Return the same, and the first column where it is; where it is NaN, some column of the class."""
+    by_class = tl.reshape(similarity, [ROWS, COLUMNS // _CLASSES, _CLASSES])
+    ones = tl.arange(0, COLUMNS // _CLASSES)[None, :, None] * _CLASSES + tl.arange(0, _CLASSES)[None, None, :]
+    columns = tl.broadcast_to(ones, [ROWS, COLUMNS // _CLASSES, _CLASSES])
+    if INTERPRET:
+        best = best_of_classes(similarity, ROWS, COLUMNS, INTERPRET)
+        return best, tl.min(tl.where(by_class == best[:, None, :], columns, _FAR), axis=1)
+    return tl.reduce((by_class, columns), 1, _larger_and_where)

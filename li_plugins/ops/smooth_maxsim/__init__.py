@@ -48,8 +48,7 @@ def smooth_maxsim(queries: Tensor, documents: Tensor, *, tau: float, out_dtype: 
         When no kernel serves the device.
     """
     problem = _validated(queries, documents, tau, out_dtype)
-    wants_gradient = autograd.wants_gradient(problem)
-    return _op(problem.queries, problem.documents, problem.tau, problem.out_dtype, wants_gradient)[0]
+    return autograd.scores(_OPERATION, problem, (problem.queries, problem.documents, problem.tau, problem.out_dtype))
 
 
 def supports_smooth_maxsim(
@@ -107,6 +106,6 @@ def _check(problem: Any) -> None:
     """Accept every value: metadata says all."""
 
 
-_op, _backward_op = autograd.register(
+_OPERATION = autograd.register(
     "smooth_maxsim", "smooth_maxsim", "float tau, ScalarType out_dtype", _problem, _check
 )

@@ -20,6 +20,11 @@ class SmoothProblem(Problem):
     tau: float = 0.1
 
     @property
-    def winners_dtype(self) -> torch.dtype:  # type: ignore[override]
+    def winners_shape(self) -> tuple[int, ...]:
+        """Shape of the sums that the backward needs."""
+        return *self.scores_shape, self.max_query_length
+
+    @property
+    def winners_dtype(self) -> torch.dtype:
         """Dtype of the sums that the backward needs."""
         return torch.float64 if self.queries.dtype is torch.float64 else torch.float32

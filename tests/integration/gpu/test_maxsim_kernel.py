@@ -146,7 +146,7 @@ class TestMoreThan2To31Elements:
         scores, winners = KERNEL.forward(problem, True)
         tail_scores, tail_winners = KERNEL.forward(tail, True)
         assert torch.equal(scores[:, -self.FAR :], tail_scores)
-        assert torch.equal(winners[:, -self.FAR :], tail_winners)
+        assert torch.equal(winners[-self.FAR :], tail_winners)
         grad_scores = torch.zeros_like(scores)
         grad_scores[:, -self.FAR :] = tail_scores
         grad_queries, grad_documents = KERNEL.backward(problem, grad_scores, winners, True, True)
@@ -186,10 +186,11 @@ class TestMoreThan2To31Elements:
         tail = replace(problem, queries=queries[-2:])
         tail_scores, tail_winners = KERNEL.forward(tail, True)
         assert torch.equal(scores[-2:], tail_scores)
-        assert torch.equal(winners[-2:], tail_winners)
+        assert torch.equal(winners[:, -2:], tail_winners)
         grad_scores = torch.zeros_like(scores)
         grad_scores[-2:] = 1
         gradients = KERNEL.backward(problem, grad_scores, winners, True, True)
         tail_gradients = KERNEL.backward(tail, grad_scores[-2:], tail_winners, True, True)
         assert torch.equal(gradients[0][-2:], tail_gradients[0])
-        assert torch.equal(gradients[1], tail_gradients[1])
+        # sorted, and one query after the other: the sums are those of other orders
+        torch.testing.assert_close(gradients[1], tail_gradients[1], rtol=2**-7, atol=1e-5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -54,31 +56,8 @@ def test_a_gradient_on_one_side_only():
 def test_opcheck(layout, rule):
     problem = random_problem(layout, rule, dtype=torch.float16, weights=torch.bool, device="cuda")
     queries, documents = problem.queries.requires_grad_(), problem.documents.requires_grad_()
-    factors = (problem.query_weights, problem.document_mask)
-    meaning = (rule.name, rule.fill, rule.empty_score, torch.float32, True)
-    if problem.query_offsets is None:
-        torch.library.opcheck(
-            autograd.maxsim_op, (queries, documents, *factors, problem.document_lengths, *meaning), rtol=0, atol=0
-        )
-        return
-    torch.library.opcheck(
-        autograd.maxsim_packed_op,
-        (
-            queries,
-            documents,
-            problem.query_offsets,
-            problem.document_offsets,
-            problem.pair_queries,
-            problem.pair_documents,
-            *factors,
-            problem.floor,
-            problem.max_query_length,
-            problem.max_document_length,
-            *meaning,
-        ),
-        rtol=0,
-        atol=0,
-    )
+    operation, arguments = autograd.described(replace(problem, queries=queries, documents=documents))
+    torch.library.opcheck(operation.forward_op, (*arguments, True), rtol=0, atol=0)
 
 
 def test_torch_compile_in_one_graph():

@@ -18,9 +18,12 @@ from li_plugins.ops.maxsim.reference import KERNEL as REFERENCE
 from li_plugins.testing.maxsim_cases import LAYOUTS, RULES, check_kernel, poisoned_memory
 from li_plugins.testing.maxsim_cases import random_problem as random_problem_on
 
-triton_kernel = import_module("li_plugins.ops.maxsim.triton_kernel")
+arguments, gradients, triton_kernel, tuning = (
+    import_module(f"li_plugins.ops.maxsim.{name}")
+    for name in ("triton_arguments", "triton_gradients", "triton_kernel", "tuning")
+)
 KERNEL = triton_kernel.KERNEL
-DEVICE = "cpu" if triton_kernel.INTERPRETED else "cuda"
+DEVICE = "cpu" if arguments.INTERPRETED else "cuda"
 random_problem = partial(random_problem_on, device=DEVICE)
 
 pytestmark = [
@@ -30,6 +33,11 @@ pytestmark = [
     # until triton>=3.7 (triton#9171): its interpreter turns arrays of one element into loop bounds
     pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"),
 ]
+
+
+def blocks_of(problem):
+    return tuning.forward(arguments.sizes_of(problem), True, arguments.card_of(problem.queries.device)).blocks
+
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -96,15 +104,78 @@ def test_scores_in_float64():
     check_kernel(KERNEL, random_problem(Layout.CROSS, queries=1, documents=2, out_dtype=torch.float64))
 
 
-def test_a_query_longer_than_a_tile_takes_several_rounds():
-    problem = random_problem(Layout.CANDIDATES, RULES[2], queries=1, documents=2, query_length=150, weights=torch.bool)
-    assert triton_kernel.forward_blocks(problem, True).TOKENS < 150
+@pytest.mark.parametrize("layout", [Layout.CANDIDATES, Layout.PACKED_CROSS, Layout.PACKED_PAIRS], ids=by_name)
+def test_a_query_longer_than_a_tile_is_spread_over_several(layout):
+    problem = random_problem(
+        layout,
+        replace(RULES[2], empty_score=-7.5),
+        queries=1,
+        documents=2,
+        query_length=300,
+        document_length=20,
+        weights=torch.bool,
+    )
+    assert blocks_of(problem).TOKENS < 300
     check_kernel(KERNEL, problem)
+
+
+@pytest.mark.parametrize(("queries", "query_length", "slots"), [(7, 33, 16), (3, 150, 4), (2, 260, 2)])
+def test_rows_of_a_batch_fill_tiles_wherever_its_queries_end(queries, query_length, slots):
+    problem = random_problem(
+        Layout.CROSS, RULES[1], queries=queries, documents=2, query_length=query_length, document_length=20,
+        weights=torch.float32, coarse=True,
+    )  # fmt: skip
+    blocks = blocks_of(problem)
+    assert blocks.FLAT
+    assert slots == blocks.SLOTS
+    check_kernel(KERNEL, problem, same_winners=True)
+
+
+def test_a_program_scores_several_documents_one_after_the_other():
+    problem = random_problem(Layout.CROSS, RULES[3], queries=1, documents=20, query_length=2, document_length=9)
+    card = tuning.Card(90, 1, 232_448)
+    assert tuning.forward(arguments.sizes_of(problem), True, card).documents > 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_kernel, "card_of", lambda device: card)
+        check_kernel(KERNEL, problem)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=by_name)
+@pytest.mark.parametrize("layout", [Layout.CROSS, Layout.PACKED_CROSS], ids=by_name)
+def test_winners_of_many_query_tokens_are_sorted(layout, dtype, monkeypatch):
+    problem = random_problem(
+        layout, RULES[1], queries=9, documents=3, query_length=33, document_length=70, dtype=dtype,
+        out_dtype=torch.float32, weights=torch.float32,
+    )  # fmt: skip
+    assert tuning.sorting(arguments.sizes_of(problem))
+    # one document at a time
+    monkeypatch.setattr(gradients, "LEAST_ORDER", 1)
+    check_kernel(KERNEL, problem)
+
+
+def test_gradients_in_the_dtype_of_the_embeddings_are_exact_factors():
+    problem = random_problem(
+        Layout.CROSS, queries=16, documents=2, query_length=32, document_length=20, dtype=torch.float16
+    )
+    check_kernel(KERNEL, problem)
+
+
+@pytest.mark.parametrize("rule", RULES[1:], ids=by_name)
+def test_what_is_masked_at_the_end_is_not_looked_at(rule):
+    problem = random_problem(rule=rule, layout=Layout.CROSS, queries=2, documents=4, document_length=70, coarse=True)
+    mask = torch.ones_like(problem.document_mask)
+    mask[0, 30:] = 0
+    mask[1, 64:] = 0
+    mask[2, 1:] = 0
+    mask[3, 5] = 0
+    problem = replace(problem, document_mask=mask)
+    check_kernel(KERNEL, problem, same_winners=True)
+    check_kernel(KERNEL, replace(problem, documents=-problem.documents.abs(), queries=problem.queries.abs()))
 
 
 def test_several_queries_share_a_tile_and_the_last_tile_is_not_full():
     problem = random_problem(Layout.PACKED_CROSS, RULES[3], queries=5, documents=1, weights=torch.uint8, coarse=True)
-    assert triton_kernel.forward_blocks(problem, True).QUERIES == 4
+    assert blocks_of(problem).SLOTS == 8
     check_kernel(KERNEL, problem, same_winners=True)
 
 
@@ -136,7 +207,7 @@ def test_a_document_of_length_zero_scores_the_rule_s_empty_score():
     problem = random_problem(Layout.PACKED_CROSS, rule, queries=2, documents=3)
     scores, winners = KERNEL.forward(problem, True)
     assert (scores[:, 2] == -7.5).all()
-    assert (winners[0, 2] == -1).all()
+    assert (problem.by_score(winners)[0, 2] == -1).all()
 
 
 @pytest.mark.parametrize("layout", [Layout.PACKED_CROSS, Layout.PACKED_PAIRS], ids=by_name)

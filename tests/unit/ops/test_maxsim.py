@@ -274,10 +274,8 @@ def op_and_arguments(layout: str, rule: MaskRule, want_winners: bool = True) -> 
     tensors, keywords = drawn.arguments(layout, rule, 4, [2, 3])
     tensors[:2] = [tensor.requires_grad_(want_winners) for tensor in tensors[:2]]
     problem = (contract.dense if len(tensors) == 2 else contract.packed)(*tensors, **keywords)
-    op, arguments = autograd.op_call(problem, want_winners)
-    if op is autograd.maxsim_op:
-        return op, autograd.maxsim_backward_op, arguments
-    return op, autograd.maxsim_packed_backward_op, arguments
+    operation, arguments = autograd.described(problem)
+    return operation.forward_op, operation.backward_op, (*arguments, want_winners)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch 2.15's own opcheck looks at it
@@ -299,9 +297,9 @@ def test_opcheck_without_a_gradient_and_of_the_backward(layout: str) -> None:
 
 def test_the_op_refuses_a_gradient_without_winners() -> None:
     problem = contract.dense(some(2, 3, 4).requires_grad_(), some(2, 5, 4))
-    op, arguments = autograd.op_call(problem, want_winners=False)
+    operation, arguments = autograd.described(problem)
     with pytest.raises(RuntimeError, match="want_winners"):
-        op(*arguments)
+        operation.forward_op(*arguments, False)
 
 
 @pytest.mark.parametrize(

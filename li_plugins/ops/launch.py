@@ -1,0 +1,79 @@
+"""Launching a Triton kernel without asking each time which of its compiled forms is meant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from li_plugins.ops import _compat
+
+
+class Options(NamedTuple):
+    """How a kernel is compiled, beside its constants."""
+
+    num_warps: int
+    num_stages: int
+    maxnreg: int | None = None
+    """Most registers of a thread: so few that several programs share a multiprocessor."""
+
+
+class Launcher:
+    """A kernel whose parameters are, in this order: tensors or None, strides, sizes, floats, compile-time constants.
+
+    Triton binds, inspects and looks up some forty arguments at each call, which takes longer than a short kernel does.
+    What it would find out is little: where all tensors begin at multiples of 16 bytes, all strides are multiples of 16
+    elements and all numbers have 32 bits, as is usual, the dtypes and the constants say which compiled form is meant.
+    Any other call goes through Triton.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self._compiled: dict[tuple[Any, ...], Any] = {}
+        self._is_direct = isinstance(function, triton.JITFunction) and _compat.compiled_kernels_take_all_arguments()
+
+    def __call__(
+        self,
+        grid: tuple[int, int, int],
+        tensors: Sequence[Tensor | None],
+        strides: tuple[int, ...],
+        sizes: tuple[int, ...],
+        floats: tuple[float, ...],
+        constants: tuple[Any, ...],
+        options: Options,
+    ) -> None:
+        """Launch on the current device, where the tensors are."""
+        if not self._is_direct:
+            self._through_triton(grid, (*tensors, *strides, *sizes, *floats, *constants), options)
+            return
+        pointers: list[int | None] = []
+        misfit = 0
+        form: list[Any] = [constants, options]
+        for tensor in tensors:
+            if tensor is None:
+                pointers.append(None)
+                form.append(None)
+            else:
+                pointer = tensor.data_ptr()
+                misfit |= pointer
+                pointers.append(pointer)
+                form.append(tensor.dtype)
+        for stride in strides:
+            misfit |= stride
+        if misfit & 15 or max(strides + sizes) >= 2**31:
+            self._through_triton(grid, (*tensors, *strides, *sizes, *floats, *constants), options)
+            return
+        form.append(torch.cuda.current_device())
+        key = tuple(form)
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            arguments = (*tensors, *strides, *sizes, *floats, *constants)
+            self._compiled[key] = self._through_triton(grid, arguments, options)
+        else:
+            compiled[grid](*pointers, *strides, *sizes, *floats, *constants)
+
+    def _through_triton(self, grid: tuple[int, int, int], arguments: tuple[Any, ...], options: Options) -> Any:
+        return self._function[grid](*arguments, **options._asdict())

@@ -1,0 +1,181 @@
+"""The launches of MaxSim's backward: each gradient by itself, the documents' by one of two ways."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from li_plugins.ops.launch import Launcher
+from li_plugins.ops.maxsim import tuning
+from li_plugins.ops.maxsim.problem import Problem
+from li_plugins.ops.maxsim.triton_arguments import (
+    INTERPRETED,
+    card_of,
+    counts,
+    document_strides,
+    plain,
+    precision,
+    query_strides,
+    rows,
+    sizes_of,
+    stored,
+)
+from li_plugins.ops.maxsim.triton_backward import maxsim_document_gradient, maxsim_query_gradient
+from li_plugins.ops.maxsim.triton_sorted import maxsim_sort_winners, maxsim_sorted_gradient
+
+LEAST_ORDER = 2**20
+"""Entries of sorted winners that may always be in memory at a time; 4 bytes each."""
+
+_EXACT_IN_16_BITS = (torch.bool, torch.uint8, torch.int8)
+
+_launch_query_gradient = Launcher(maxsim_query_gradient)
+_launch_document_gradient = Launcher(maxsim_document_gradient)
+_launch_sort = Launcher(maxsim_sort_winners)
+_launch_sorted_gradient = Launcher(maxsim_sorted_gradient)
+
+
+def query_gradient(problem: Problem, grad_scores: Tensor, winners: Tensor) -> Tensor:
+    """Return the gradient of the queries."""
+    documents = rows(problem.documents)
+    gradient = _gradient_of(problem.queries, packed=problem.query_offsets is not None)
+    sizes = sizes_of(problem)
+    *blocks, options = chosen = tuning.query_gradient(sizes)
+    programs = sizes.queries * -(-sizes.query_length // chosen.ROWS) * -(-sizes.width // chosen.BLOCK_D)
+    order, segments = _visiting_order(problem.pair_queries, sizes.queries)
+    if programs and gradient.numel():
+        _launch_query_gradient(
+            (programs, 1, 1),
+            (
+                documents,
+                plain(problem.query_weights),
+                plain(problem.document_mask) if problem.rule.name == "ZERO" else None,
+                plain(problem.query_offsets),
+                plain(problem.document_offsets),
+                order,
+                segments,
+                plain(problem.pair_documents),
+                grad_scores,
+                winners,
+                gradient,
+            ),
+            document_strides(documents),
+            (sizes.queries, grad_scores.shape[-1], problem.max_query_length, problem.max_document_length),
+            (),
+            (sizes.layout, sizes.width, *blocks, INTERPRETED),
+            options,
+        )
+    return gradient.to(problem.queries.dtype)
+
+
+def document_gradient(problem: Problem, grad_scores: Tensor, winners: Tensor) -> Tensor:
+    """Return the gradient of the documents."""
+    gradient = _gradient_of(problem.documents, packed=problem.document_offsets is not None)
+    if gradient.numel():
+        sizes = sizes_of(problem)
+        sorting = tuning.sorting(sizes)
+        if sorting is None:
+            _by_product(problem, sizes, grad_scores, winners, gradient)
+        else:
+            _by_sorting(problem, sizes, sorting, grad_scores, winners, gradient)
+    return gradient.to(problem.documents.dtype)
+
+
+def _by_product(problem: Problem, sizes: tuning.Sizes, grad_scores: Tensor, winners: Tensor, gradient: Tensor) -> None:
+    queries = rows(problem.queries)
+    query_count, document_count = counts(problem)
+    *blocks, options = chosen = tuning.document_gradient(sizes)
+    programs = document_count * -(-sizes.document_length // chosen.BLOCK_N) * -(-sizes.width // chosen.BLOCK_D)
+    order, segments = _visiting_order(problem.pair_documents, document_count)
+    weights = problem.query_weights
+    exact_weights = weights is None or weights.dtype in _EXACT_IN_16_BITS
+    product_precision = precision()
+    if not exact_weights and problem.queries.dtype is not torch.float32:
+        product_precision = "ieee"  # 16-bit rows are exact in TF32; the two halves of a weight keep 22 bits of it
+    _launch_document_gradient(
+        (programs, 1, 1),
+        (
+            queries,
+            plain(weights),
+            plain(problem.document_mask) if problem.rule.name == "ZERO" else None,
+            plain(problem.document_lengths),
+            plain(problem.query_offsets),
+            plain(problem.document_offsets),
+            order,
+            segments,
+            plain(problem.pair_queries),
+            grad_scores,
+            winners,
+            gradient,
+        ),
+        query_strides(queries),
+        (query_count, grad_scores.shape[-1], problem.max_query_length, problem.max_document_length),
+        (),
+        (sizes.layout, sizes.width, *blocks, exact_weights, product_precision, INTERPRETED),
+        options,
+    )
+
+
+def _by_sorting(
+    problem: Problem,
+    sizes: tuning.Sizes,
+    sorting: tuning.Sorting,
+    grad_scores: Tensor,
+    winners: Tensor,
+    gradient: Tensor,
+) -> None:
+    queries = rows(problem.queries)
+    adding = tuning.sorted_gradient(sizes)
+    slots = sizes.queries * sizes.query_length
+    # sorted winners take a fraction of the memory that the winners do, so documents go in groups
+    together = max(1, min(sizes.documents, max(LEAST_ORDER, winners.numel() * winners.element_size() // 8) // slots))
+    order = torch.empty((together, slots), dtype=torch.int32, device=gradient.device)
+    bins = torch.empty((together, sorting.BINS), dtype=torch.int32, device=gradient.device)
+    fours = -(-sizes.document_length // (4 * sorting.BIN))
+    shares = max(1, min(fours, 4 * card_of(gradient.device).processors // together))
+    blocks = -(-sizes.document_length // sorting.BIN) * -(-sizes.width // adding.BLOCK_D)
+    is_half = problem.queries.dtype is not torch.float32
+    weights = problem.query_weights
+    is_exact = grad_scores.dtype is problem.queries.dtype and (weights is None or weights.dtype is torch.bool)
+    tensors = (
+        queries,
+        plain(weights),
+        plain(problem.document_mask) if problem.rule.name == "ZERO" else None,
+        plain(problem.query_offsets),
+        plain(problem.document_offsets),
+        grad_scores,
+        order,
+        bins,
+        gradient,
+    )
+    cut = (sorting.BIN, sorting.BINS)
+    for first in range(0, sizes.documents, together):
+        count = min(together, sizes.documents - first)
+        met = (first, sizes.queries, grad_scores.shape[-1], problem.max_query_length, problem.max_document_length)
+        constants: tuple[object, ...] = (sorting.QUERIES, sorting.TOKENS, *cut)
+        _launch_sort((count, shares, 1), (grad_scores, winners, order, bins), (), met, (), constants, sorting.options)
+        constants = (
+            sizes.width,
+            *cut,
+            adding.ENTRIES,
+            adding.BLOCK_D,
+            is_half and not is_exact,
+            precision(),
+            INTERPRETED,
+        )
+        grid = (count * blocks, 1, 1)
+        _launch_sorted_gradient(grid, tensors, query_strides(queries), met, (), constants, adding.options)
+
+
+def _visiting_order(pair_items: Tensor | None, item_count: int) -> tuple[Tensor | None, Tensor | None]:
+    """Return the pairs sorted by item and where each item's begin, ``[item_count + 1]``, without a host sync."""
+    if pair_items is None:
+        return None, None
+    items, order = torch.sort(pair_items, stable=True)
+    bounds = torch.arange(item_count + 1, device=pair_items.device)
+    return order, torch.searchsorted(items, bounds)
+
+
+def _gradient_of(embeddings: Tensor, packed: bool) -> Tensor:
+    """Return memory for a gradient; packed tokens may belong to no item, so nobody but this would write theirs."""
+    allocate = torch.zeros if packed else torch.empty
+    return allocate(embeddings.shape, dtype=stored(embeddings.dtype), device=embeddings.device)

@@ -1,0 +1,203 @@
+"""How MaxSim's Triton kernels are cut into programs: by card, dtype and sizes, without measuring at call time."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from li_plugins.ops.launch import Options
+
+
+class Card(NamedTuple):
+    """What decides about blocks on a device."""
+
+    capability: int
+    """Compute capability, ``10 * major + minor``."""
+    processors: int
+    shared_memory: int
+    """Bytes that one program may have."""
+
+
+class Sizes(NamedTuple):
+    """What decides about blocks in a problem."""
+
+    layout: str
+    """``CROSS``, ``CANDIDATES`` or ``PAIRS``."""
+    is_packed: bool
+    element_size: int
+    """Bytes of an element of the embeddings."""
+    width: int
+    queries: int
+    query_length: int
+    documents: int
+    """All of them, or the candidates of one query; 1 for pairs."""
+    document_length: int
+
+
+class ForwardBlocks(NamedTuple):
+    """How the forward's tiles are cut: ``ROWS`` query tokens by ``BLOCK_N`` document tokens.
+
+    ``TOKENS`` are those of one query in a tile, ``SLOTS`` the most queries that meet in one. ``FLAT``: rows are taken
+    as they come. ``NEAR + FAR`` dimensions are multiplied at once; if that is less than there are, ``NEAR`` at a time.
+    """
+
+    ROWS: int
+    TOKENS: int
+    SLOTS: int
+    FLAT: bool
+    BLOCK_N: int
+    NEAR: int
+    FAR: int
+
+
+class Forward(NamedTuple):
+    """How the forward is launched."""
+
+    blocks: ForwardBlocks
+    documents: int
+    """Documents that a program scores one after the other."""
+    options: Options
+
+
+class QueryGradient(NamedTuple):
+    """How the queries' gradient is cut: ``ROWS`` tokens by ``BLOCK_D`` dimensions, ``VISITS`` documents at a time."""
+
+    ROWS: int
+    VISITS: int
+    BLOCK_D: int
+    options: Options
+
+
+class DocumentGradient(NamedTuple):
+    """How the documents' gradient is cut into programs of ``BLOCK_N`` tokens by ``BLOCK_D`` dimensions."""
+
+    QUERY_TOKENS: int
+    BLOCK_N: int
+    BLOCK_D: int
+    options: Options
+
+
+class Sorting(NamedTuple):
+    """How a document's winners are sorted: ``QUERIES * TOKENS`` at a time, into ``BINS`` bins of ``BIN`` tokens."""
+
+    QUERIES: int
+    TOKENS: int
+    BIN: int
+    BINS: int
+    options: Options
+
+
+class SortedGradient(NamedTuple):
+    """How the sorted rows are added: ``ENTRIES`` at a time, ``BLOCK_D`` dimensions."""
+
+    ENTRIES: int
+    BLOCK_D: int
+    options: Options
+
+
+SORTED_FROM = 256
+"""Query tokens that meet each document, from which on sorting them pays."""
+
+
+def power_of_two(number: int, least: int = 1) -> int:
+    """Return the smallest power of two that is at least ``number`` and ``least``."""
+    return max(least, 1 << max(number - 1, 0).bit_length())
+
+
+@lru_cache(maxsize=4096)
+def forward(sizes: Sizes, want_winners: bool, card: Card) -> Forward:
+    """Choose the forward's blocks.
+
+    Tall tiles, so that a document's tokens travel to a multiprocessor seldom; few registers, so that two programs share
+    it and one multiplies while the other looks for maxima.
+    """
+    near, far = _dimensions(sizes.width, sizes.element_size)
+    row_bytes = (near + far) * sizes.element_size
+    in_one = near + far >= sizes.width
+    is_cross = sizes.layout == "CROSS"
+    most = 128
+    if in_one and row_bytes <= 256 and card.shared_memory >= 200_000:
+        most = 256
+    elif not in_one or row_bytes > 640:
+        most = 64
+    tokens = min(power_of_two(sizes.query_length, 16), most)
+    rows = min(most, power_of_two(sizes.queries * tokens, tokens)) if is_cross else tokens
+    slots, flat = rows // tokens, False
+    padded = -(-sizes.query_length // tokens) * tokens
+    if is_cross and not sizes.is_packed and sizes.queries > 1 and 1.1 * sizes.query_length < padded > 16:
+        flat = True
+        rows = min(most, power_of_two(sizes.queries * sizes.query_length))
+        tokens, slots = rows, power_of_two((rows - 1) // sizes.query_length + 2)
+    columns = 64 if sizes.document_length > 32 else 32
+    is_wide = row_bytes > 256 or sizes.element_size == 4
+    warps = 8 if rows == 256 or (is_wide and rows >= 64) else 4 if rows > 32 else 2
+    stages = 3 if in_one and row_bytes * (rows + 3 * columns) <= min(card.shared_memory, 116_000) else 2
+    return Forward(
+        ForwardBlocks(rows, tokens, slots, flat, columns, near, far),
+        _documents(sizes, rows, tokens, slots, flat, card),
+        Options(warps, stages, 128 if rows == 256 else None),
+    )
+
+
+def _documents(sizes: Sizes, rows: int, tokens: int, slots: int, flat: bool, card: Card) -> int:
+    """Return how many documents a program scores: the query tile is read once for all of them.
+
+    There have to be a few programs for each place on the card, so that the last ones leave nobody idle for long.
+    """
+    if flat:
+        tiles = -(-sizes.queries * sizes.query_length // rows)
+    else:
+        tiles = -(-sizes.queries // slots) * -(-sizes.query_length // tokens)
+    most = 16 if sizes.layout == "CROSS" else 4
+    return max(1, min(most, sizes.documents, tiles * sizes.documents // (8 * card.processors)))
+
+
+@lru_cache(maxsize=4096)
+def query_gradient(sizes: Sizes) -> QueryGradient:
+    """Choose the blocks of the queries' gradient: few rows, so that many programs gather at once."""
+    block_d = min(power_of_two(sizes.width, 16), 128)
+    if sizes.queries * sizes.query_length >= 16_384 and sizes.query_length > 8:
+        return QueryGradient(16, 2, block_d, Options(4, 3))
+    return QueryGradient(min(power_of_two(sizes.query_length), 8), 4, block_d, Options(4, 1))
+
+
+@lru_cache(maxsize=4096)
+def document_gradient(sizes: Sizes) -> DocumentGradient:
+    """Choose the blocks of the documents' gradient: as many tokens of a query as it has, up to 64, in one product."""
+    tokens = min(power_of_two(sizes.query_length, 16), 64)
+    block_n = min(power_of_two(sizes.document_length, 16), 64)
+    block_d = min(power_of_two(sizes.width, 16), 128)
+    return DocumentGradient(tokens, block_n, block_d, Options(8 if sizes.element_size == 4 else 4, 1))
+
+
+@lru_cache(maxsize=4096)
+def sorting(sizes: Sizes) -> Sorting | None:
+    """Choose how winners are sorted; ``None`` where sorting does not pay, or a place among them needs 64 bits."""
+    slots = sizes.queries * sizes.query_length
+    bin_tokens = 16 if sizes.document_length <= 512 else 32
+    if sizes.layout != "CROSS" or slots < SORTED_FROM or slots * bin_tokens >= 2**31:
+        return None
+    tokens = min(power_of_two(sizes.query_length), 1024)
+    bins = power_of_two(-(-sizes.document_length // bin_tokens) + 1)
+    return Sorting(1024 // tokens, tokens, bin_tokens, bins, Options(4, 1, 128))
+
+
+@lru_cache(maxsize=4096)
+def sorted_gradient(sizes: Sizes) -> SortedGradient:
+    """Choose how sorted rows are added: one warp each, which leaves room for many."""
+    is_long = sizes.queries * sizes.query_length >= 16 * sizes.document_length
+    return SortedGradient(32, min(power_of_two(sizes.width, 16), 128), Options(1, 3 if is_long else 1, 168))
+
+
+def _dimensions(width: int, element_size: int) -> tuple[int, int]:
+    """Return the powers of two whose sum holds ``width`` with little to spare, or a step that goes through it."""
+    if element_size == 4:
+        return min(power_of_two(width, 16), 32), 0
+    if width > 384:
+        return 64, 0
+    near = power_of_two(width, 16)
+    if near == width or width <= 16:
+        return near, 0
+    near //= 2
+    far = power_of_two(width - near, 16)
+    return (near, far) if far < near else (2 * near, 0)
