@@ -1,4 +1,4 @@
-"""One torch op with its gradient for each operation: define, impl, fake, autograd; and the short way that eager takes."""
+"""One torch op with its gradient for each operation, and the short way to its kernel that eager mode takes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class Operation:
     """Name under which the registry lists its kernels."""
     problem_of: Callable[..., Any]
     check: Callable[[Any], None]
+    unread: Callable[[tuple[Any, ...]], tuple[int, ...]]
+    """Which of the plain arguments no backward reads; they are not kept for it."""
     forward_op: Any
     backward_op: Any
 
@@ -67,8 +69,7 @@ def scores(operation: Operation, problem: Any, described: tuple[Any, ...]) -> Te
     problem
         The validated problem.
     described
-        The problem as the op's plain arguments, without ``want_winners``; what its backward does not read may be left
-        out there.
+        The problem as the op's plain arguments, without ``want_winners``.
     """
     wants = wants_gradient(problem)
     if not _compat.nobody_looks_at_ops(problem.queries, problem.documents):
@@ -88,7 +89,7 @@ class MaxSim(torch.autograd.Function):
         """Return the scores and keep what the backward reads."""
         result, winners = operation.forward(problem, True)
         ctx.operation = operation
-        _keep(ctx, winners, described)
+        _keep(ctx, operation, winners, described)
         return result
 
     @staticmethod
@@ -105,7 +106,9 @@ class MaxSim(torch.autograd.Function):
         return *ctx.operation.backward(grad_scores, winners, described, need_queries, need_documents), None, None, None
 
 
-def _keep(ctx: Any, winners: Tensor | None, described: tuple[Any, ...]) -> None:
+def _keep(ctx: Any, operation: Operation, winners: Tensor | None, described: tuple[Any, ...]) -> None:
+    unread = operation.unread(described)
+    described = tuple(None if place in unread else value for place, value in enumerate(described))
     tensors = [value if isinstance(value, Tensor) else None for value in described]
     ctx.save_for_backward(winners, *tensors)
     ctx.plain = [None if isinstance(value, Tensor) else value for value in described]
@@ -124,7 +127,12 @@ def _fresh(result: Tensor) -> Tensor:
 
 
 def register(
-    name: str, op: str, arguments: str, problem_of: Callable[..., Any], check: Callable[[Any], None]
+    name: str,
+    op: str,
+    arguments: str,
+    problem_of: Callable[..., Any],
+    check: Callable[[Any], None],
+    unread: Callable[[tuple[Any, ...]], tuple[int, ...]] = lambda described: (),
 ) -> Operation:
     """Register ``name`` and ``name_backward``; both take the problem as plain arguments.
 
@@ -144,6 +152,8 @@ def register(
         ``winners_shape``, ``winners_dtype`` and what ``dispatch.Request`` reads.
     check
         Raises ``BadInput`` for values that have no meaning; called before a kernel runs.
+    unread
+        Says which of the plain arguments no backward reads.
     """
     forward_name, backward_name = f"li_plugins::{name}", f"li_plugins::{name}_backward"
     schema = f"Tensor queries, Tensor documents, {arguments}"
@@ -158,7 +168,7 @@ def register(
     namespace = torch.ops.li_plugins
     forward_op, backward_op = getattr(namespace, name).default, getattr(namespace, f"{name}_backward").default
 
-    operation = Operation(op, problem_of, check, forward_op, backward_op)
+    operation = Operation(op, problem_of, check, unread, forward_op, backward_op)
 
     def forward_impl(*arguments: Any) -> tuple[Tensor, Tensor]:
         *described, want_winners = arguments
@@ -190,7 +200,7 @@ def register(
         *described, want_winners = inputs
         if not want_winners:
             raise RuntimeError(f"{forward_name} was called without want_winners; it has no gradient then")
-        _keep(ctx, output[1], tuple(described))
+        _keep(ctx, operation, output[1], tuple(described))
 
     def gradient(ctx: Any, grad_scores: Tensor | None, _grad_winners: None) -> tuple[Tensor | None, ...]:
         winners, described = _kept(ctx)

@@ -80,8 +80,22 @@ def _packed_problem(
     )
 
 
-DENSE = autograd.register("maxsim", "maxsim", f"{_DENSE}, {_RULE}", _dense_problem, contract.check_values)
-PACKED = autograd.register("maxsim_packed", "maxsim", f"{_PACKED}, {_RULE}", _packed_problem, contract.check_values)
+def _unread_dense(described: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return the place of the document mask, which winners have settled under every rule but ZERO."""
+    return () if described[5] == "ZERO" else (3,)
+
+
+def _unread_packed(described: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return the places of the floor and, as above, of the document mask."""
+    return (8,) if described[11] == "ZERO" else (7, 8)
+
+
+DENSE = autograd.register(
+    "maxsim", "maxsim", f"{_DENSE}, {_RULE}", _dense_problem, contract.check_values, _unread_dense
+)
+PACKED = autograd.register(
+    "maxsim_packed", "maxsim", f"{_PACKED}, {_RULE}", _packed_problem, contract.check_values, _unread_packed
+)
 
 
 def described(problem: Problem) -> tuple[autograd.Operation, tuple[Any, ...]]:

@@ -51,22 +51,25 @@ def maxsim_query_gradient(
 
     ``VISITS`` documents are visited at a time, so that as many loads are under way.
     """
-    program = tl.program_id(0).to(tl.int64)
     DIM_BLOCKS: tl.constexpr = (DIM + BLOCK_D - 1) // BLOCK_D
     EVEN: tl.constexpr = DIM % BLOCK_D == 0
+    program = tl.program_id(0)
     token_blocks = tl.cdiv(max_query_length, ROWS)
-    dims = (program % DIM_BLOCKS).to(tl.int32) * BLOCK_D + tl.arange(0, BLOCK_D)
-    token = (program // DIM_BLOCKS % token_blocks).to(tl.int32) * ROWS + tl.arange(0, ROWS)
-    query = program // DIM_BLOCKS // token_blocks
+    dims = program % DIM_BLOCKS * BLOCK_D + tl.arange(0, BLOCK_D)
+    first_token = program // DIM_BLOCKS % token_blocks * ROWS
+    query = (program // DIM_BLOCKS // token_blocks).to(tl.int64)
     query_first, query_length, _query_start = item_span(query, True, query_offsets, None, 0, 0, max_query_length)
 
     begin, count = query * documents_per_query, documents_per_query
     if LAYOUT == "PAIRS":
         begin = tl.load(segments + query)
         count = (tl.load(segments + query + 1) - begin).to(tl.int32)
+    # An entry is one of ROWS tokens with one of VISITS documents
+    entry = tl.arange(0, VISITS * ROWS)
+    entry_token = first_token + entry % ROWS
     gradient = tl.zeros([ROWS, BLOCK_D], tl.float32)
     for first_visit in range(0, count, VISITS):
-        visit = first_visit + tl.arange(0, VISITS)
+        visit = first_visit + entry // ROWS
         is_visit = visit < count
         pair = begin + visit
         if LAYOUT == "PAIRS":
@@ -81,28 +84,19 @@ def maxsim_query_gradient(
         )
         if LAYOUT == "CANDIDATES":
             document_start = query * document_outer_stride + visit * document_stride
+        winner_row = (document * query_count + query) if LAYOUT == "CROSS" else pair
         grad_score = tl.load(grad_scores + pair, mask=is_visit, other=0.0).to(tl.float32)
-        winner_row = pair * max_query_length
-        if LAYOUT == "CROSS":
-            winner_row = (document * query_count + query) * max_query_length
-        live = (grad_score != 0)[:, None] & (token < query_length)[None, :]
-        winner = tl.load(winners + winner_row[:, None] + token[None, :], mask=live, other=-1).to(tl.int32)
+        live = (grad_score != 0) & (entry_token < query_length)
+        winner = tl.load(winners + winner_row * max_query_length + entry_token, mask=live, other=-1).to(tl.int32)
         won = winner >= 0
-        share = tl.where(won, grad_score[:, None], 0.0)
+        share = tl.where(won, grad_score, 0.0)
         if document_mask is not None:
-            share *= load_factor(document_mask, document_first[:, None] + winner, won, INTERPRET).to(tl.float32)
-        start = document_start[:, None] + winner.to(tl.int64) * document_row_stride
-        rows = load_rows(
-            documents + tl.reshape(start, [VISITS * ROWS]),
-            tl.reshape(won, [VISITS * ROWS]),
-            dims,
-            DIM,
-            EVEN,
-            INTERPRET,
-        )
-        terms = tl.reshape(share, [VISITS * ROWS])[:, None] * rows.to(tl.float32)
+            share *= load_factor(document_mask, document_first + winner, won, INTERPRET).to(tl.float32)
+        rows = documents + document_start + winner.to(tl.int64) * document_row_stride
+        terms = share[:, None] * load_rows(rows, won, dims, DIM, EVEN, INTERPRET).to(tl.float32)
         gradient += tl.sum(tl.reshape(terms, [VISITS, ROWS, BLOCK_D]), axis=0)
 
+    token = first_token + tl.arange(0, ROWS)
     live = token < query_length
     if query_weights is not None:
         gradient *= load_factor(query_weights, query_first + token, live, INTERPRET).to(tl.float32)[:, None]
@@ -145,14 +139,14 @@ def maxsim_document_gradient(
     with the query's rows; the pair's gradient multiplies the product in fp32. 0 and 1 and ``EXACT_WEIGHTS`` are exact
     in 16 bits; other weights take the product to fp32 operands.
     """
-    program = tl.program_id(0).to(tl.int64)
     DIM_BLOCKS: tl.constexpr = (DIM + BLOCK_D - 1) // BLOCK_D
     EVEN: tl.constexpr = DIM % BLOCK_D == 0
+    program = tl.program_id(0)
     document_blocks = tl.cdiv(max_document_length, BLOCK_N)
     query_blocks = tl.cdiv(max_query_length, QUERY_TOKENS)
-    dims = (program % DIM_BLOCKS).to(tl.int32) * BLOCK_D + tl.arange(0, BLOCK_D)
-    block_start = (program // DIM_BLOCKS % document_blocks).to(tl.int32) * BLOCK_N
-    document = program // DIM_BLOCKS // document_blocks
+    dims = program % DIM_BLOCKS * BLOCK_D + tl.arange(0, BLOCK_D)
+    block_start = program // DIM_BLOCKS % document_blocks * BLOCK_N
+    document = (program // DIM_BLOCKS // document_blocks).to(tl.int64)
     document_first, length, _document_start = item_span(
         document, True, document_offsets, document_lengths, 0, 0, max_document_length
     )

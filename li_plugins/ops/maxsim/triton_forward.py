@@ -38,7 +38,7 @@ _SIZES = (
     "documents_per_program",
     "max_query_length",
     "max_document_length",
-    "first_program",
+    "first_item",
     "score_count",
 )
 
@@ -183,7 +183,7 @@ def maxsim_forward(
     documents_per_program,
     max_query_length,
     max_document_length,
-    first_program,
+    first_item,
     score_count,
     fill,
     empty_score,
@@ -212,30 +212,30 @@ def maxsim_forward(
     slot = tl.arange(0, SLOTS)
 
     # Which query tokens and which documents
-    program = tl.program_id(0).to(tl.int64) + first_program
+    program = tl.program_id(0)
     token_blocks = tl.maximum(tl.cdiv(max_query_length, TOKENS), 1)
     if LAYOUT == "CROSS":
         tiles = tl.cdiv(query_count, SLOTS) * token_blocks
         if FLAT:
             tiles = tl.cdiv(query_count * max_query_length, ROWS)
         tile = program % tiles
-        first_document = program // tiles * documents_per_program
+        first_document = (program // tiles).to(tl.int64) * documents_per_program + first_item
         document_count = tl.minimum(documents_per_query - first_document, documents_per_program).to(tl.int32)
     elif LAYOUT == "CANDIDATES":
         blocks = tl.cdiv(documents_per_query, documents_per_program)
-        tile = program // blocks
+        tile = (program // blocks).to(tl.int64) + first_item
         first_document = program % blocks * documents_per_program
         document_count = tl.minimum(documents_per_query - first_document, documents_per_program).to(tl.int32)
     else:
-        tile, first_document, document_count = program, 0, 1
+        tile, first_document, document_count = program.to(tl.int64) + first_item, 0, 1
     if FLAT:
         flat = tile * ROWS + row
-        query = flat // max_query_length
-        token = (flat % max_query_length).to(tl.int32)
-        first_query = tile * ROWS // max_query_length
-        part = tile - (first_query + slot) * max_query_length // ROWS
+        query = (flat // max_query_length).to(tl.int64)
+        token = flat % max_query_length
+        part = tile - (tile * ROWS // max_query_length + slot) * max_query_length // ROWS
+        first_query = (tile * ROWS // max_query_length).to(tl.int64)
     else:
-        first_query = tile // token_blocks * SLOTS
+        first_query = (tile // token_blocks).to(tl.int64) * SLOTS
         query = first_query + row // TOKENS
         token = (tile % token_blocks).to(tl.int32) * TOKENS + row % TOKENS
         part = tile % token_blocks
@@ -356,7 +356,7 @@ def maxsim_forward(
         else:
             total = tl.sum(tl.reshape(value, [SLOTS, TOKENS]), axis=1)
         total = tl.where(length > 0, total, tl.where(part == 0, empty_score, 0.0))
-        target = scores + part * score_count + score + slot.to(tl.int64) * documents_per_query
+        target = scores + part.to(tl.int64) * score_count + score + slot.to(tl.int64) * documents_per_query
         is_scored = first_query + slot < query_count
         if FLAT:
             is_scored = is_scored & ((first_query + slot) * max_query_length < (tile + 1) * ROWS)

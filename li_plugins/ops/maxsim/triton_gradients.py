@@ -23,8 +23,11 @@ from li_plugins.ops.maxsim.triton_arguments import (
 from li_plugins.ops.maxsim.triton_backward import maxsim_document_gradient, maxsim_query_gradient
 from li_plugins.ops.maxsim.triton_sorted import maxsim_sort_winners, maxsim_sorted_gradient
 
-LEAST_ORDER = 2**20
-"""Entries of sorted winners that may always be in memory at a time; 4 bytes each."""
+LEAST_ORDER = 2**22
+"""Bytes of sorted winners that may always be in memory at a time."""
+
+_PIECES = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
+"""Numbers of a dtype whose sum is as precise as fp32."""
 
 _EXACT_IN_16_BITS = (torch.bool, torch.uint8, torch.int8)
 
@@ -123,47 +126,46 @@ def _by_sorting(
     winners: Tensor,
     gradient: Tensor,
 ) -> None:
-    queries = rows(problem.queries)
+    queries = problem.queries.reshape(-1, sizes.width)
     adding = tuning.sorted_gradient(sizes)
     slots = sizes.queries * sizes.query_length
     # sorted winners take a fraction of the memory that the winners do, so documents go in groups
-    together = max(1, min(sizes.documents, max(LEAST_ORDER, winners.numel() * winners.element_size() // 8) // slots))
+    budget = max(LEAST_ORDER, winners.numel() * winners.element_size() // 2)
+    together = max(1, min(sizes.documents, budget // (8 * slots)))
     order = torch.empty((together, slots), dtype=torch.int32, device=gradient.device)
+    factors = torch.empty((together, slots), dtype=torch.float32, device=gradient.device)
     bins = torch.empty((together, sorting.BINS), dtype=torch.int32, device=gradient.device)
     fours = -(-sizes.document_length // (4 * sorting.BIN))
-    shares = max(1, min(fours, 4 * card_of(gradient.device).processors // together))
+    shares = max(1, min(fours, 16 * card_of(gradient.device).processors // together))
     blocks = -(-sizes.document_length // sorting.BIN) * -(-sizes.width // adding.BLOCK_D)
-    is_half = problem.queries.dtype is not torch.float32
     weights = problem.query_weights
-    is_exact = grad_scores.dtype is problem.queries.dtype and (weights is None or weights.dtype is torch.bool)
-    tensors = (
+    is_exact = grad_scores.dtype is queries.dtype and (weights is None or weights.dtype is torch.bool)
+    pieces = 1 if is_exact else _PIECES[queries.dtype]
+    met = (sizes.queries, grad_scores.shape[-1], problem.max_query_length, problem.max_document_length)
+    sort_tensors = (plain(weights), plain(problem.query_offsets), grad_scores, winners, order, factors, bins)
+    sort_constants = (sorting.QUERIES, sorting.TOKENS, sorting.BIN, sorting.BINS, INTERPRETED)
+    add_tensors = (
         queries,
-        plain(weights),
         plain(problem.document_mask) if problem.rule.name == "ZERO" else None,
-        plain(problem.query_offsets),
         plain(problem.document_offsets),
-        grad_scores,
         order,
+        factors,
         bins,
         gradient,
     )
-    cut = (sorting.BIN, sorting.BINS)
+    add_constants = (sizes.width, sorting.BIN, sorting.BINS, adding.ENTRIES, adding.BLOCK_D, pieces)
     for first in range(0, sizes.documents, together):
         count = min(together, sizes.documents - first)
-        met = (first, sizes.queries, grad_scores.shape[-1], problem.max_query_length, problem.max_document_length)
-        constants: tuple[object, ...] = (sorting.QUERIES, sorting.TOKENS, *cut)
-        _launch_sort((count, shares, 1), (grad_scores, winners, order, bins), (), met, (), constants, sorting.options)
-        constants = (
-            sizes.width,
-            *cut,
-            adding.ENTRIES,
-            adding.BLOCK_D,
-            is_half and not is_exact,
-            precision(),
-            INTERPRETED,
+        _launch_sort((count, shares, 1), sort_tensors, (), (first, *met), (), sort_constants, sorting.options)
+        _launch_sorted_gradient(
+            (count * blocks, 1, 1),
+            add_tensors,
+            (queries.stride(0),),
+            (first, met[0], met[2], met[3]),
+            (),
+            (*add_constants, precision(), INTERPRETED),
+            adding.options,
         )
-        grid = (count * blocks, 1, 1)
-        _launch_sorted_gradient(grid, tensors, query_strides(queries), met, (), constants, adding.options)
 
 
 def _visiting_order(pair_items: Tensor | None, item_count: int) -> tuple[Tensor | None, Tensor | None]:

@@ -29,7 +29,7 @@ from li_plugins.ops.maxsim.triton_gradients import document_gradient, query_grad
 from li_plugins.ops.maxsim.triton_kept import KEPT_FIELDS, maxsim_kept
 
 MAX_PROGRAMS = 2**31 - 1
-"""Programs of one launch: CUDA's limit for the first dimension of a grid."""
+"""Programs of one launch: CUDA's limit for the first dimension of a grid, and what 32 bits can number."""
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -100,18 +100,21 @@ def _launch(
 ) -> None:
     queries, documents, blocks = rows(problem.queries), rows(problem.documents), chosen.blocks
     items = sizes.queries if problem.pair_queries is None else problem.pair_queries.shape[0]
-    tiles = -(-items // blocks.SLOTS) * max(1, -(-sizes.query_length // blocks.TOKENS))
-    if blocks.FLAT:
-        tiles = -(-items * sizes.query_length // blocks.ROWS)
-    programs = tiles * -(-sizes.documents // chosen.documents)
+    tiles = tuning.tiles(blocks, items, sizes.query_length)
+    blocks_of_documents = -(-sizes.documents // chosen.documents)
+    # A launch takes all tiles of some blocks of documents, or all documents of some tiles; numbers what it leaves out
+    inner, outer, step = blocks_of_documents, tiles, 1
+    if sizes.layout == "CROSS":
+        inner, outer, step = tiles, blocks_of_documents, chosen.documents
+    at_once = max(1, MAX_PROGRAMS // max(inner, 1))
     document_mask, lengths = plain(problem.document_mask), plain(problem.document_lengths)
     document_offsets = plain(problem.document_offsets)
     kept = None if document_mask is None else _kept(problem, document_mask, lengths, document_offsets)
     per_query = problem.scores_shape[-1]
     score_count = per_query if sizes.layout == "PAIRS" else items * per_query
-    for first_program in range(0, programs, MAX_PROGRAMS):
+    for first in range(0, outer if inner else 0, at_once):
         _launch_forward(
-            (min(programs - first_program, MAX_PROGRAMS), 1, 1),
+            (min(outer - first, at_once) * inner, 1, 1),
             (
                 queries,
                 documents,
@@ -134,7 +137,7 @@ def _launch(
                 chosen.documents,
                 problem.max_query_length,
                 problem.max_document_length,
-                first_program,
+                first * step,
                 score_count,
             ),
             (problem.rule.fill, problem.rule.empty_score),

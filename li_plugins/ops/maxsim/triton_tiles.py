@@ -69,11 +69,6 @@ def larger(a, b):
 
 
 @triton.jit
-def _larger_and_where(value, index, next_value, next_index):
-    return larger(value, next_value), tl.where(next_value > value, next_index, index)
-
-
-@triton.jit
 def largest(values, INTERPRET: tl.constexpr):
     """Return the maxima of ``[rows, columns]`` along the columns, NaN where there is one."""
     if INTERPRET:  # its general reductions take a Python call per element
@@ -94,11 +89,12 @@ def best_of_classes(similarity, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INTER
 
 @triton.jit
 def best_and_column(similarity, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INTERPRET: tl.constexpr):
-    """Return the same, and the first column where it is; where it is NaN, some column of the class."""
+    """Return the same, and the first column where it is: of equals the smallest, in whichever order they are compared.
+
+    There is no such column where the best is NaN.
+    """
+    best = best_of_classes(similarity, ROWS, COLUMNS, INTERPRET)
     by_class = tl.reshape(similarity, [ROWS, COLUMNS // _CLASSES, _CLASSES])
-    ones = tl.arange(0, COLUMNS // _CLASSES)[None, :, None] * _CLASSES + tl.arange(0, _CLASSES)[None, None, :]
-    columns = tl.broadcast_to(ones, [ROWS, COLUMNS // _CLASSES, _CLASSES])
-    if INTERPRET:
-        best = best_of_classes(similarity, ROWS, COLUMNS, INTERPRET)
-        return best, tl.min(tl.where(by_class == best[:, None, :], columns, _FAR), axis=1)
-    return tl.reduce((by_class, columns), 1, _larger_and_where)
+    first = tl.arange(0, COLUMNS // _CLASSES)[None, :, None] * _CLASSES
+    is_best = by_class == best[:, None, :]
+    return best, tl.min(tl.where(is_best, first, _FAR), axis=1) + tl.arange(0, _CLASSES)[None, :]

@@ -124,32 +124,44 @@ def forward(sizes: Sizes, want_winners: bool, card: Card) -> Forward:
     rows = min(most, power_of_two(sizes.queries * tokens, tokens)) if is_cross else tokens
     slots, flat = rows // tokens, False
     padded = -(-sizes.query_length // tokens) * tokens
-    if is_cross and not sizes.is_packed and sizes.queries > 1 and 1.1 * sizes.query_length < padded > 16:
+    rows_of_batch = sizes.queries * sizes.query_length
+    if is_cross and not sizes.is_packed and 1.1 * sizes.query_length < padded > 16 and tokens < rows_of_batch < 2**31:
         flat = True
-        rows = min(most, power_of_two(sizes.queries * sizes.query_length))
+        rows = min(most, power_of_two(rows_of_batch))
         tokens, slots = rows, power_of_two((rows - 1) // sizes.query_length + 2)
     columns = 64 if sizes.document_length > 32 else 32
     is_wide = row_bytes > 256 or sizes.element_size == 4
     warps = 8 if rows == 256 or (is_wide and rows >= 64) else 4 if rows > 32 else 2
     stages = 3 if in_one and row_bytes * (rows + 3 * columns) <= min(card.shared_memory, 116_000) else 2
-    return Forward(
-        ForwardBlocks(rows, tokens, slots, flat, columns, near, far),
-        _documents(sizes, rows, tokens, slots, flat, card),
-        Options(warps, stages, 128 if rows == 256 else None),
-    )
+    blocks = ForwardBlocks(rows, tokens, slots, flat, columns, near, far)
+    return Forward(blocks, _documents(sizes, blocks, card), Options(warps, stages, 128 if rows == 256 else None))
 
 
-def _documents(sizes: Sizes, rows: int, tokens: int, slots: int, flat: bool, card: Card) -> int:
+def tiles(blocks: ForwardBlocks, queries: int, query_length: int) -> int:
+    """Return how many tiles the tokens of all queries (or of all pairs, each with a tile of its own) take."""
+    if blocks.FLAT:
+        return -(-queries * query_length // blocks.ROWS)
+    return -(-queries // blocks.SLOTS) * max(1, -(-query_length // blocks.TOKENS))
+
+
+def _documents(sizes: Sizes, blocks: ForwardBlocks, card: Card) -> int:
     """Return how many documents a program scores: the query tile is read once for all of them.
 
-    There have to be a few programs for each place on the card, so that the last ones leave nobody idle for long.
+    The programs run in rounds, as many at a time as the card has places; the last round should not be nearly empty.
     """
-    if flat:
-        tiles = -(-sizes.queries * sizes.query_length // rows)
-    else:
-        tiles = -(-sizes.queries // slots) * -(-sizes.query_length // tokens)
-    most = 16 if sizes.layout == "CROSS" else 4
-    return max(1, min(most, sizes.documents, tiles * sizes.documents // (8 * card.processors)))
+    if sizes.layout == "PAIRS":
+        return 1
+    rows_of_tiles = tiles(blocks, sizes.queries, sizes.query_length)
+    per_document = -(-sizes.document_length // blocks.BLOCK_N)
+    read_queries = blocks.ROWS // blocks.BLOCK_N
+    places = 2 * card.processors
+
+    def duration(documents: int) -> int:
+        rounds = -(-rows_of_tiles * -(-sizes.documents // documents) // places)
+        return rounds * (documents * per_document + read_queries)
+
+    most = 16 if sizes.layout == "CROSS" and blocks.ROWS >= 128 else 4
+    return min((n for n in (1, 2, 3, 4, 6, 8, 12, 16) if n <= min(most, max(sizes.documents, 1))), key=duration)
 
 
 @lru_cache(maxsize=4096)

@@ -90,6 +90,19 @@ def test_fp32_is_true_fp32_unless_tf32_is_allowed(monkeypatch):
     assert 1e-5 < error < 1e-1
 
 
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32], ids=by_name)
+@pytest.mark.parametrize(("queries", "query_length"), [(16, 32), (2, 100), (1, 32), (1, 16)])
+def test_of_equals_the_first_wins_in_every_tile(queries, query_length, dtype):
+    """The best token comes again in every later place, with all that lies between smaller."""
+    for first in (0, 3, 8, 62, 70, 131):
+        problem = crossed(queries, 3, query_length, 200, 128, dtype)
+        problem.queries[:] = problem.queries.abs()
+        problem.documents[:] = -problem.documents.abs()
+        problem.documents[:, first::7] = 0.5
+        _, winners = KERNEL.forward(problem, True)
+        assert (winners == first).all()
+
+
 @pytest.mark.parametrize("dtype", [BF16, FP16], ids=by_name)
 def test_gradients_beyond_the_range_of_the_dtype(dtype):
     problem = replace(crossed(16, 16, 32, 64, 128, dtype), out_dtype=FP32)

@@ -60,6 +60,11 @@ def test_opcheck(layout, rule):
     torch.library.opcheck(operation.forward_op, (*arguments, True), rtol=0, atol=0)
 
 
+# of torch's own, on the way to inductor
+IN_INDUCTOR = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+
+
+@IN_INDUCTOR
 def test_torch_compile_in_one_graph():
     queries, documents = unit(4, 32, 128, requires_grad=True), unit(8, 180, 128, requires_grad=True)
     scores = torch.compile(lambda q, d: maxsim(q, d, out_dtype=torch.float32), fullgraph=True)
@@ -75,6 +80,7 @@ def test_torch_compile_in_one_graph():
         assert torch.equal(ours, theirs)
 
 
+@IN_INDUCTOR
 def test_torch_compile_of_a_packed_call():
     queries, documents = unit(64, 128), unit(400, 128)
     query_offsets = torch.tensor([0, 30, 64], device="cuda")
@@ -111,6 +117,7 @@ def test_cuda_graph(packed):
     assert all(torch.equal(one, other) for one, other in zip(captured, run(), strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 def test_nothing_waits_for_the_device():
     problem = random_problem(LAYOUTS[3], RULES[2], weights=torch.float32, dim=128, device="cuda")
     mode = torch.cuda.get_sync_debug_mode()
