@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from colpali_engine.compression.token_pooling import HierarchicalTokenPooler
+from colpali_engine.loss import late_interaction_losses as library
 from colpali_engine.utils import processing_utils
-from test_colpali_losses import LOSSES, NEGATIVE, ONE_NEGATIVE, OPTIONS, arguments, assert_same
+from test_colpali_losses import LOSSES, NEGATIVE, ONE_NEGATIVE, OPTIONS, arguments, assert_same, outcome
 from test_colpali_scoring import assert_same as assert_same_scores
 from test_colpali_scoring import texts
 from torch import Tensor
@@ -99,6 +100,43 @@ def test_documents_of_other_ranks(name: str) -> None:
     if name in NEGATIVE and ONE_NEGATIVE:
         pytest.skip("an offset of positives came with 0.3.13")
     assert_same(name, [tensor.to(DEVICE) for tensor in arguments(name, documents=12)], {}, offset=4)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_bounds_reported_later_change_no_value(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if ONE_NEGATIVE and name in NEGATIVE:
+        pytest.skip("the loss is the library's own")
+    from li_plugins_colpali import bounds
+
+    loss, tensors = getattr(library, name)().to(DEVICE), [3 * tensor.to(DEVICE) for tensor in arguments(name)]
+    found = []
+    for when in ("now", "later"):
+        monkeypatch.setenv("LI_PLUGINS_COLPALI_BOUNDS", when)
+        values = outcome(loss, tensors)
+        bounds.report(wait=True)
+        found.append((values, capsys.readouterr().out))
+    (now, said), (later, said_later) = found
+    torch.testing.assert_close(now, later, rtol=1e-6, atol=1e-6)
+    assert said == said_later
+    assert "out of bounds" in said
+
+
+@pytest.mark.parametrize("name", ["ColbertLoss", "ColbertNegativeCELoss"])
+def test_a_step_that_waits_for_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name not in LOSSES or ONE_NEGATIVE:
+        pytest.skip("the loss is the library's own")
+    monkeypatch.setenv("LI_PLUGINS_COLPALI_BOUNDS", "later")
+    loss = getattr(library, name)().to(DEVICE)
+    leaves = [tensor.to(DEVICE).requires_grad_() for tensor in arguments(name)]
+    loss(*leaves).backward()  # what compiles and is pinned once
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss(*leaves).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("dtype", HALVES)
