@@ -29,8 +29,9 @@ from li_plugins.host.session import SESSION
 from li_plugins.ops import dispatch
 
 OURS = "li-plugins"
-ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
-"""Relative error of each of this project's results as a whole; or twice the library's own where that is more."""
+ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+"""Relative error of each of this project's results as a whole, a loss that the library adds up in bfloat16 among them;
+or twice the library's own where that is more."""
 EXACT_ELEMENTS = 2**26
 """Similarities that the float64 reference holds at a time."""
 

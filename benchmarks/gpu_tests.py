@@ -1,42 +1,41 @@
 """Run the tests that need a CUDA device and record the outcome: one CSV row per suite, with hardware and versions.
 
-CI has no GPU. Whoever has one runs ``python benchmarks/gpu_tests.py`` and commits ``results/gpu_tests.csv``.
+CI has no GPU. Whoever has one runs ``python benchmarks/gpu_tests.py`` and commits ``results/gpu_tests.csv``. Libraries
+that cannot be installed together have their suites run one after the other, by ``--only``.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
-import platform
+import re
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import torch
+from common import RESULTS, ROOT, provenance, save
 
-ROOT = Path(__file__).resolve().parent.parent
 SUITES = {
     "maxsim kernels against float64 and torch": ["tests/integration/gpu"],
     "PyLate, patched and unpatched": [
         "tests/integration/pylate/test_pylate_cuda.py",
         "tests/integration/pylate/test_pylate_training.py",
     ],
+    "colpali-engine, patched and unpatched": [
+        "tests/integration/colpali/test_colpali_cuda.py",
+        "tests/integration/colpali/test_colpali_training.py",
+    ],
+    "sentence-transformers, patched and unpatched": [
+        "tests/integration/sentence_transformers/test_st_cuda.py",
+        "tests/integration/sentence_transformers/test_st_training.py",
+    ],
 }
 
 
-def commit() -> str:
-    """Return the commit of the checkout, with a + when files differ from it."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--exclude=*"], cwd=ROOT, capture_output=True, text=True
-    )
-    return described.stdout.strip() or "unknown"
-
-
-def run(paths: list[str], options: list[str]) -> dict[str, int]:
+def run(paths: list[str], options: list[str]) -> dict[str, Any]:
     """Run pytest on the paths; return how many tests passed, failed and were skipped.
 
     Raises
@@ -59,34 +58,23 @@ def run(paths: list[str], options: list[str]) -> dict[str, int]:
 
 
 def main() -> int:
-    """Run every suite; return 1 when a test failed."""
+    """Run the suites; return 1 when a test failed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "gpu_tests.csv")
+    parser.add_argument("--only", type=re.compile, default=re.compile(""), help="regular expression on the suite")
+    parser.add_argument("--output", type=Path, default=RESULTS / "gpu_tests.csv")
     parser.add_argument("--commit", default=None, help="the commit to record, where there is no git")
     parser.add_argument("options", nargs="*", help="passed on to pytest, after --")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA device was found; run this on a machine that has one")
-    gpu = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    common = provenance("cuda", arguments.commit)
+    common["gpu"] = f"{torch.cuda.device_count()} x {common['gpu']}"
     rows = []
     for suite, paths in SUITES.items():
-        rows.append(
-            {
-                "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-                "suite": suite,
-                **run(paths, arguments.options),
-                "gpu": gpu,
-                "torch": torch.__version__,
-                "triton": version("triton"),
-                "python": platform.python_version(),
-                "commit": arguments.commit or commit(),
-            }
-        )
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+        if not arguments.only.search(suite):
+            continue
+        rows.append({"suite": suite, **run(paths, arguments.options), **common})
+        save(arguments.output, rows[-1:], ("suite", "gpu", "commit"))
     print(arguments.output.read_text())
     return int(any(row["failed"] for row in rows))
 

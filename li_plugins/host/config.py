@@ -65,6 +65,13 @@ VARIABLES = (
         "`0`: `score_multi_vector` of colpali-engine scores a passage by its own tokens alone, whatever the passages "
         "beside it. Else it is scored as if padded, as the library does: at least 0 for each query token.",
     ),
+    Variable(
+        "LI_PLUGINS_COLPALI_BOUNDS",
+        "`now`, `later`",
+        "`now`",
+        "`later`: the losses of colpali-engine report normalised scores out of bounds when the GPU has computed them, "
+        "with a later step or at exit. Else each step waits for the GPU, up to three times, to do so at once.",
+    ),
 )
 
 Switch = Literal["unset", "off", "all", "some"]

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from li_plugins.api import Decline
 from li_plugins.ops import arguments, maxsim, smooth_maxsim, supports_maxsim, supports_smooth_maxsim
-from li_plugins_colpali import _requests
+from li_plugins_colpali import _requests, bounds
 
 _losses: Any = sys.modules["colpali_engine.loss.late_interaction_losses"]
 """Loaded: a loss is what is replaced."""
@@ -22,7 +22,7 @@ def inbatch_scores(self: Any, query_embeddings: Tensor, doc_embeddings: Tensor) 
     scores = _scores(self, query_embeddings, doc_embeddings, document_rank=3)
     if isinstance(scores, Decline) or not self.normalize_scores:
         return scores
-    return self._apply_normalization(scores, _query_lengths(query_embeddings))
+    return bounds.normalized(self, scores, _query_lengths(query_embeddings))
 
 
 def contrastive(self: Any, query_embeddings: Tensor, doc_embeddings: Tensor, offset: int = 0) -> Tensor | Decline:
@@ -89,8 +89,8 @@ def _with_negatives(
         return negative
     if self.normalize_scores:
         lengths = _query_lengths(queries)
-        positive = self._apply_normalization(positive, lengths)
-        negative = self._apply_normalization(negative, lengths)
+        positive = bounds.normalized(self, positive, lengths)
+        negative = bounds.normalized(self, negative, lengths)
     loss = functional.softplus((negative - positive.unsqueeze(1)) / self.temperature).mean()
     weight = self.in_batch_term_weight
     if weight > 0:

@@ -135,3 +135,47 @@ def test_scores_out_of_bounds_are_reported_as_before(name: str, capsys: pytest.C
         getattr(library, name)()(*tensors)
     assert "out of bounds" in ours
     assert ours == capsys.readouterr().out
+
+
+class Arrival:
+    """A CUDA event that has not happened yet."""
+
+    has_happened = False
+
+    def query(self) -> bool:
+        return self.has_happened
+
+    def synchronize(self) -> None:
+        self.has_happened = True
+
+
+def test_bounds_are_reported_when_they_have_arrived(capsys: pytest.CaptureFixture[str]) -> None:
+    from li_plugins_colpali import bounds
+
+    loss, arrivals = library.ColbertLoss(norm_tol=0.25), [Arrival() for _ in range(4)]
+    extremes = [torch.tensor(pair) for pair in ([0.0, 2.0], [-0.125, 1.125], [-0.5, 1.0], [0.0, 1.5])]
+    try:
+        for arrival, pair in zip(arrivals, extremes, strict=True):
+            bounds._pending.append(bounds._Pending(arrival, pair, loss.norm_tol))
+        bounds.report()
+        assert not capsys.readouterr().out
+        arrivals[0].has_happened = arrivals[2].has_happened = True
+        bounds.report()  # in their order
+        found = capsys.readouterr().out
+        arrivals[1].has_happened = True
+        bounds.report()
+        found += capsys.readouterr().out
+        bounds.report(wait=True)
+        found += capsys.readouterr().out
+    finally:
+        bounds._pending.clear()
+    for pair in extremes:
+        loss._apply_normalization(pair, torch.ones(2))
+    assert found == capsys.readouterr().out
+    assert found.count("\n") == 3
+
+
+def test_the_cpu_has_nothing_to_wait_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("LI_PLUGINS_COLPALI_BOUNDS", "later")
+    library.ColbertLoss()(*(3 * tensor for tensor in arguments("ColbertLoss")))
+    assert "out of bounds" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import li_plugins
 
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 STEPS, BATCH, PAGES = 32, 4, 8
 LOSSES = {
     "colqwen2": "ColbertPairwiseCELoss",
@@ -38,9 +39,10 @@ def collection() -> tuple[Tensor, Tensor, Tensor]:
     return pages, words, queries
 
 
-def train_and_retrieve(name: str, precise: bool) -> tuple[Tensor, Tensor]:
+def train_and_retrieve(name: str, device: str, precise: bool) -> tuple[Tensor, Tensor]:
     """Return the loss of every step and the scores ``[queries, pages]`` of the trained model."""
     tiny = tiny_models.make(name, precise)
+    tiny.model.to(device)
     pages, words, queries = collection()
     pages = pages.double() if precise else pages
     loss = getattr(library, LOSSES[name])(temperature=0.1)
@@ -59,21 +61,22 @@ def train_and_retrieve(name: str, precise: bool) -> tuple[Tensor, Tensor]:
         optimizer.step()
         found.append(value.item())
     with torch.no_grad():
-        texts = [vectors[mask] for vectors, mask in zip(tiny.encode(queries), queries != 0, strict=True)]
-        documents = list(tiny.encode(words, pages))
-    scores = BaseVisualRetrieverProcessor.score_multi_vector(texts, documents, device="cpu")
+        texts = [vectors[mask] for vectors, mask in zip(tiny.encode(queries).cpu(), queries != 0, strict=True)]
+        documents = list(tiny.encode(words, pages).cpu())
+    scores = BaseVisualRetrieverProcessor.score_multi_vector(texts, documents, device=device)
     return torch.tensor(found), scores
 
 
 @pytest.mark.parametrize("name", tiny_models.MODELS)
+@pytest.mark.parametrize("device", DEVICES)
 def test_losses_and_rankings_are_the_librarys(
-    name: str, li_plugins_counts: Any, capsys: pytest.CaptureFixture[str]
+    device: str, name: str, li_plugins_counts: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ours, scores = train_and_retrieve(name, precise=False)
+    ours, scores = train_and_retrieve(name, device, precise=False)
     assert li_plugins_counts.calls
     with li_plugins.suspended():
-        theirs, library_scores = train_and_retrieve(name, precise=False)
-        exact, _ = train_and_retrieve(name, precise=True)
+        theirs, library_scores = train_and_retrieve(name, device, precise=False)
+        exact, _ = train_and_retrieve(name, device, precise=True)
     capsys.readouterr()  # the library prints scores that leave [0, 1]
     assert exact[-4:].mean() < 0.9 * exact[:4].mean(), "it does not learn, so that it tells nothing"
     drift, budget = (ours - exact).abs().max(), (theirs - exact).abs().max()

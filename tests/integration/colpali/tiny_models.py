@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -29,8 +30,8 @@ class Tiny(NamedTuple):
     model: torch.nn.Module
     page_tokens: int
     """Patches of a page after merging."""
-    pixels: Callable[[Tensor], dict[str, Tensor]]
-    """Pages ``[B, 3, SIDE, SIDE]`` as the model's arguments."""
+    pixels: Callable[[Tensor, Tensor], dict[str, Tensor]]
+    """Pages ``[B, 3, SIDE, SIDE]`` as the model's arguments, beside the tokens ``[B, L]`` that stand for them."""
 
     def encode(self, tokens: Tensor, pages: Tensor | None = None) -> Tensor:
         """Return unit vectors ``[B, L, 128]``, zero where ``tokens [B, L]`` are 0."""
@@ -38,13 +39,15 @@ class Tiny(NamedTuple):
         if pages is not None:
             count = len(pages)
             tokens = torch.cat([torch.full((count, self.page_tokens), IMAGE), tokens], 1)
-            more = self.pixels(pages)
-        return self.model(input_ids=tokens, attention_mask=(tokens != 0).long(), **more)
+            more = self.pixels(pages, tokens)
+        arguments = {"input_ids": tokens, "attention_mask": (tokens != 0).long(), **more}
+        device = next(self.model.parameters()).device
+        return self.model(**{name: value.to(device) for name, value in arguments.items()})
 
 
 def colqwen2() -> Tiny:
     from colpali_engine.models import ColQwen2
-    from transformers import Qwen2VLConfig
+    from transformers import Qwen2VLConfig, Qwen2VLModel
 
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
     vision = {
@@ -60,12 +63,16 @@ def colqwen2() -> Tiny:
         video_token_id=93,
     )
     edge = SIDE // PATCH
+    # Later releases of transformers ask for them.
+    has_kinds = "mm_token_type_ids" in signature(Qwen2VLModel.forward).parameters
 
-    def pixels(pages: Tensor) -> dict[str, Tensor]:
+    def pixels(pages: Tensor, tokens: Tensor) -> dict[str, Tensor]:
         patches = pages.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).permute(0, 2, 3, 1, 4, 5).flatten(3)
+        kinds = {"mm_token_type_ids": (tokens == IMAGE).int()} if has_kinds else {}
         return {
             "pixel_values": patches.flatten(1, 2).repeat(1, 1, 2),
             "image_grid_thw": torch.tensor([[1, edge, edge]] * len(pages)),
+            **kinds,
         }
 
     return Tiny(ColQwen2(config), (edge // 2) ** 2, pixels)
@@ -82,7 +89,7 @@ def colpali() -> Tiny:
         projection_dim=32,
         hidden_size=32,
     )
-    return Tiny(ColPali(config), (SIDE // PATCH) ** 2, lambda pages: {"pixel_values": pages})
+    return Tiny(ColPali(config), (SIDE // PATCH) ** 2, lambda pages, _: {"pixel_values": pages})
 
 
 def colidefics3() -> Tiny:
@@ -91,7 +98,7 @@ def colidefics3() -> Tiny:
 
     text = {"model_type": "llama", "pad_token_id": 0, "num_key_value_heads": 2, **TEXT}
     config = Idefics3Config(text_config=text, vision_config=VISION, image_token_id=IMAGE, scale_factor=2)
-    return Tiny(ColIdefics3(config), (SIDE // PATCH // 2) ** 2, lambda pages: {"pixel_values": pages[:, None]})
+    return Tiny(ColIdefics3(config), (SIDE // PATCH // 2) ** 2, lambda pages, _: {"pixel_values": pages[:, None]})
 
 
 def colmodernvbert() -> Tiny:
@@ -104,7 +111,7 @@ def colmodernvbert() -> Tiny:
         image_token_id=IMAGE,
         pixel_shuffle_factor=2,
     )
-    return Tiny(ColModernVBert(config), (SIDE // PATCH // 2) ** 2, lambda pages: {"pixel_values": pages[:, None]})
+    return Tiny(ColModernVBert(config), (SIDE // PATCH // 2) ** 2, lambda pages, _: {"pixel_values": pages[:, None]})
 
 
 MODELS = {maker.__name__: maker for maker in (colqwen2, colpali, colidefics3, colmodernvbert)}

@@ -1,0 +1,67 @@
+"""Scores divided by query lengths, and the report of those out of bounds, now or when the device has them."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from collections import deque
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+_losses: Any = sys.modules["colpali_engine.loss.late_interaction_losses"]
+
+VARIABLE = "LI_PLUGINS_COLPALI_BOUNDS"
+
+
+class _Pending(NamedTuple):
+    """Bounds on their way to the host."""
+
+    arrival: Any
+    """A CUDA event, which happens when ``extremes`` can be read."""
+    extremes: Tensor
+    """The least and the greatest score, on the CPU."""
+    tolerance: float
+
+
+_pending: deque[_Pending] = deque()
+
+
+def normalized(module: Any, scores: Tensor, lengths: Tensor) -> Tensor:
+    """Return ``module._apply_normalization(scores, lengths)``: ``[A, B]`` or ``[A]`` over ``lengths [A]``.
+
+    The library's own waits for the device, to print a message where a score leaves [0, 1]. With the variable set to
+    ``later`` the message comes with a later call, or at exit, and nothing waits.
+    """
+    is_own = type(module)._apply_normalization is not _losses.ColbertModule._apply_normalization
+    if is_own or not scores.is_cuda or os.environ.get(VARIABLE, "now").strip().lower() != "later":
+        return module._apply_normalization(scores, lengths)
+    found = scores / (lengths.unsqueeze(1) if scores.ndim == 2 else lengths)
+    report()
+    extremes = torch.empty(2, dtype=found.dtype, pin_memory=True)
+    extremes.copy_(torch.stack(torch.aminmax(found.detach())), non_blocking=True)
+    arrival = torch.cuda.Event()
+    arrival.record()
+    _pending.append(_Pending(arrival, extremes, module.norm_tol))
+    return found
+
+
+def report(*, wait: bool = False) -> None:
+    """Print the library's message for scores out of bounds that have arrived, or for all, waiting for them."""
+    while True:
+        try:
+            pending = _pending.popleft()
+        except IndexError:  # empty; to look before would be a race between threads
+            return
+        if not (wait or pending.arrival.query()):
+            _pending.appendleft(pending)
+            return
+        pending.arrival.synchronize()
+        (least, greatest), tolerance = pending.extremes.tolist(), pending.tolerance
+        if least < -tolerance or greatest > 1 + tolerance:
+            print(f"Scores out of bounds after normalization: min={least:.4f}, max={greatest:.4f}, tol={tolerance}")
+
+
+atexit.register(report, wait=True)
