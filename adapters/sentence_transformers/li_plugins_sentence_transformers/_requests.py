@@ -43,7 +43,7 @@ def dense(
         "queries": queries,
         "documents": documents,
         "query_weights": query_weights,
-        "document_mask": _own(document_mask),
+        "document_mask": document_mask,
         "mask_rule": MaskRule.EXCLUDE,
         "out_dtype": out_dtype,
     }
@@ -79,7 +79,7 @@ def packed(
         "document_offsets": documents.offsets,
         "pairs": None if everyone is None else (everyone, everyone),
         "query_weights": query_weights,
-        "document_mask": _own(document_mask),
+        "document_mask": document_mask,
         "mask_rule": MaskRule.EXCLUDE,
         "out_dtype": out_dtype,
         "max_query_length": queries.longest,
@@ -94,11 +94,6 @@ def score_dtype(queries: Tensor, query_weights: Tensor | None) -> torch.dtype | 
     if dtype is torch.float64 and queries.dtype is not torch.float64:
         return Decline(f"a float64 mask makes the library sum in float64 what {queries.dtype} embeddings gave")
     return dtype
-
-
-def _own(mask: Tensor | None) -> Tensor | None:
-    """Return a mask that autograd may save, even if the given one is of inference mode; the library makes one too."""
-    return mask != 0 if mask is not None and torch.is_grad_enabled() else mask
 
 
 def filled(scores: Tensor, is_empty: Tensor | None) -> Tensor:

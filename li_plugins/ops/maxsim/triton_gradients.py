@@ -10,7 +10,6 @@ from li_plugins.ops.maxsim import tuning
 from li_plugins.ops.maxsim.problem import Problem
 from li_plugins.ops.maxsim.triton_arguments import (
     INTERPRETED,
-    card_of,
     counts,
     document_strides,
     plain,
@@ -21,7 +20,12 @@ from li_plugins.ops.maxsim.triton_arguments import (
     stored,
 )
 from li_plugins.ops.maxsim.triton_backward import maxsim_document_gradient, maxsim_query_gradient
-from li_plugins.ops.maxsim.triton_sorted import maxsim_sort_winners, maxsim_sorted_gradient
+from li_plugins.ops.maxsim.triton_sorted import (
+    CHUNK,
+    maxsim_count_winners,
+    maxsim_sort_winners,
+    maxsim_sorted_gradient,
+)
 
 LEAST_ORDER = 2**22
 """Bytes of sorted winners that may always be in memory at a time."""
@@ -33,6 +37,7 @@ _EXACT_IN_16_BITS = (torch.bool, torch.uint8, torch.int8)
 
 _launch_query_gradient = Launcher(maxsim_query_gradient)
 _launch_document_gradient = Launcher(maxsim_document_gradient)
+_launch_count = Launcher(maxsim_count_winners)
 _launch_sort = Launcher(maxsim_sort_winners)
 _launch_sorted_gradient = Launcher(maxsim_sorted_gradient)
 
@@ -129,41 +134,38 @@ def _by_sorting(
     queries = problem.queries.reshape(-1, sizes.width)
     adding = tuning.sorted_gradient(sizes)
     slots = sizes.queries * sizes.query_length
-    # sorted winners take a fraction of the memory that the winners do, so documents go in groups
-    budget = max(LEAST_ORDER, winners.numel() * winners.element_size() // 2)
+    chunks = -(-slots // CHUNK)
+    # sorted winners take no more memory than the winners do, so documents go in groups
+    budget = max(LEAST_ORDER, winners.numel() * winners.element_size())
     together = max(1, min(sizes.documents, budget // (8 * slots)))
-    order = torch.empty((together, slots), dtype=torch.int32, device=gradient.device)
-    factors = torch.empty((together, slots), dtype=torch.float32, device=gradient.device)
-    bins = torch.empty((together, sorting.BINS), dtype=torch.int32, device=gradient.device)
-    fours = -(-sizes.document_length // (4 * sorting.BIN))
-    shares = max(1, min(fours, 16 * card_of(gradient.device).processors // together))
+    device = gradient.device
+    order = torch.empty((together, slots), dtype=torch.int32, device=device)
+    factors = torch.empty((together, slots), dtype=torch.float32, device=device)
+    counts = torch.empty((together, sorting.BINS * chunks), dtype=torch.int32, device=device)
+    ends = torch.empty_like(counts)
     blocks = -(-sizes.document_length // sorting.BIN) * -(-sizes.width // adding.BLOCK_D)
-    weights = problem.query_weights
-    is_exact = grad_scores.dtype is queries.dtype and (weights is None or weights.dtype is torch.bool)
+    weights, offsets = plain(problem.query_weights), plain(problem.query_offsets)
+    is_exact = grad_scores.dtype is queries.dtype and (weights is None or problem.query_weights.dtype is torch.bool)
     pieces = 1 if is_exact else _PIECES[queries.dtype]
     met = (sizes.queries, grad_scores.shape[-1], problem.max_query_length, problem.max_document_length)
-    sort_tensors = (plain(weights), plain(problem.query_offsets), grad_scores, winners, order, factors, bins)
-    sort_constants = (sorting.QUERIES, sorting.TOKENS, sorting.BIN, sorting.BINS, INTERPRETED)
-    add_tensors = (
-        queries,
-        plain(problem.document_mask) if problem.rule.name == "ZERO" else None,
-        plain(problem.document_offsets),
-        order,
-        factors,
-        bins,
-        gradient,
-    )
-    add_constants = (sizes.width, sorting.BIN, sorting.BINS, adding.ENTRIES, adding.BLOCK_D, pieces)
+    cut = (sorting.BIN, sorting.BINS)
+    document_mask = plain(problem.document_mask) if problem.rule.name == "ZERO" else None
+    added = (queries, document_mask, plain(problem.document_offsets), ends, order, factors, gradient)
+    add_constants = (sizes.width, *cut, adding.ENTRIES, adding.BLOCK_D, pieces, precision(), INTERPRETED)
     for first in range(0, sizes.documents, together):
         count = min(together, sizes.documents - first)
-        _launch_sort((count, shares, 1), sort_tensors, (), (first, *met), (), sort_constants, sorting.options)
+        grid, numbers, constants = (count, chunks, 1), (chunks, first, *met), (*cut, INTERPRETED)
+        _launch_count(grid, (grad_scores, winners, counts), (slots,), numbers, (), constants, sorting.options)
+        torch.cumsum(counts[:count], 1, dtype=torch.int32, out=ends[:count])
+        sorted_winners = (weights, offsets, grad_scores, winners, ends, order, factors)
+        _launch_sort(grid, sorted_winners, (slots,), numbers, (), constants, sorting.options)
         _launch_sorted_gradient(
             (count * blocks, 1, 1),
-            add_tensors,
-            (queries.stride(0),),
-            (first, met[0], met[2], met[3]),
+            added,
+            (queries.stride(0), slots),
+            (chunks, first, problem.max_document_length),
             (),
-            (*add_constants, precision(), INTERPRETED),
+            add_constants,
             adding.options,
         )
 

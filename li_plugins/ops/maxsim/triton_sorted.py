@@ -2,11 +2,11 @@
 
 With ``R = A * Lq`` query tokens, ``B`` documents and ``s`` bytes per element:
 
-* sorting (``maxsim_sort_winners``): each winner is read ``Ld / (4 * BIN)`` times, 8 bytes written per query token and
-  document whose score has a gradient; no floating-point operation;
-* adding (``maxsim_sorted_gradient``): ``2 * R * B * BIN * d`` operations on tensor cores instead of the
-  ``2 * R * B * Ld * d`` of a product with all tokens, and ``s * d + 8`` bytes (from L2, whose bandwidth is the limit)
-  per query token and document; writes ``s * d`` per document token.
+* counting and sorting (``maxsim_count_winners``, ``maxsim_sort_winners``): each winner is read twice, 8 bytes written
+  per query token and document whose score has a gradient; no product;
+* adding (``maxsim_sorted_gradient``): ``2 * R * B * BIN * d`` operations on tensor cores for each piece of a factor
+  instead of the ``2 * R * B * Ld * d`` of a product with all tokens, and ``s * d + 8`` bytes (from L2, whose bandwidth
+  is the limit) per query token and document; writes ``s * d`` per document token.
 
 The order within a bin is that of the query tokens, so two runs add in the same order.
 """
@@ -16,31 +16,70 @@ import triton.language as tl
 
 from li_plugins.ops.maxsim.triton_tiles import item_span, load_factor, load_rows
 
-_SIZES = ("first_document", "query_count", "documents_per_query", "max_query_length", "max_document_length")
+ROWS_OF_A_THREAD = 8
+"""Winners that are counted in 4 bits each before anything is shared."""
+CHUNK = 1024
+"""Winners that a program counts or sorts."""
+BINS_AT_ONCE = 16
+"""Counters of 4 bits in a 64-bit number."""
+
+_ROWS = tl.constexpr(ROWS_OF_A_THREAD)
+_LINES = tl.constexpr(CHUNK // ROWS_OF_A_THREAD)
+_CHUNK = tl.constexpr(CHUNK)
+_BINS = tl.constexpr(BINS_AT_ONCE)
+_SIZES = (
+    "chunks",
+    "first_document",
+    "query_count",
+    "documents_per_query",
+    "max_query_length",
+    "max_document_length",
+)
 
 
 @triton.jit
-def _block_of_winners(
-    grad_scores,
-    winners,
-    document,
-    first_query,
-    first_token,
+def _chunk_of_winners(grad_scores, winners, document, slots, documents_per_query, max_query_length):
+    """Return a chunk of a document's winners, their scores' gradients, queries, and tokens; ``[lines, rows]`` each.
+
+    A winner is -1 where there is none, or where the score has no gradient.
+    """
+    slot = tl.program_id(1) * _CHUNK + tl.arange(0, _LINES)[:, None] * _ROWS + tl.arange(0, _ROWS)[None, :]
+    exists = slot < slots
+    query = slot // max_query_length
+    place = query.to(tl.int64) * documents_per_query + document
+    grad_score = tl.load(grad_scores + place, mask=exists, other=0.0).to(tl.float32)
+    winner = tl.load(winners + document * slots + slot, mask=exists, other=-1).to(tl.int32)
+    return tl.where(grad_score != 0, winner, -1), grad_score, query, slot - query * max_query_length
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def maxsim_count_winners(
+    grad_scores,  # [A, B], contiguous
+    winners,  # [B, slots]
+    counts,  # [documents of this launch, BINS, chunks] int32
+    slots,  # A * max_query_length
+    chunks,
+    first_document,
     query_count,
     documents_per_query,
     max_query_length,
-    QUERIES: tl.constexpr,
-    TOKENS: tl.constexpr,
+    max_document_length,
+    BIN: tl.constexpr,
+    BINS: tl.constexpr,
+    INTERPRET: tl.constexpr,
 ):
-    """Return a block of a document's winners ``[QUERIES * TOKENS]``, -1 where the score has no gradient."""
-    query = first_query + tl.arange(0, QUERIES)
-    token = first_token + tl.arange(0, TOKENS)
-    place = query.to(tl.int64) * documents_per_query + document
-    grad_score = tl.load(grad_scores + place, mask=query < query_count, other=0.0)
-    live = (grad_score != 0)[:, None] & (token < max_query_length)[None, :]
-    slot = query[:, None] * max_query_length + token[None, :]
-    winner = tl.load(winners + document * query_count * max_query_length + slot, mask=live, other=-1)
-    return tl.reshape(winner.to(tl.int32), [QUERIES * TOKENS])
+    """Count the winners of one document in each bin of ``BIN`` tokens, for one chunk of query tokens.
+
+    ``BINS`` is a power of two above the number of bins; the last one takes who won nothing.
+    """
+    line = tl.program_id(0).to(tl.int64)
+    winner, _grad, _query, _token = _chunk_of_winners(
+        grad_scores, winners, first_document + line, slots, documents_per_query, max_query_length
+    )
+    number = tl.reshape(tl.where(winner < 0, BINS - 1, winner // BIN), [_CHUNK])
+    count = tl.histogram(number, BINS)
+    target = counts + (line * BINS + tl.arange(0, BINS)) * chunks + tl.program_id(1)
+    tl.store(target, count)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -48,96 +87,63 @@ def maxsim_sort_winners(
     query_weights,  # as queries without d, contiguous; or None
     query_offsets,  # [A + 1]; or None
     grad_scores,  # [A, B], contiguous
-    winners,  # [B, A, max_query_length]
-    order,  # [documents of this launch, A * max_query_length] int32: query row * BIN + token within the bin
+    winners,  # [B, slots]
+    ends,  # [documents of this launch, BINS, chunks] int32: the counts of maxsim_count_winners, summed up to each
+    order,  # [documents of this launch, slots] int32: query row * BIN + token within the bin
     factors,  # the same, fp32: what multiplies the query row
-    bins,  # [documents of this launch, BINS] int32: where each bin begins in `order`
+    slots,  # A * max_query_length
+    chunks,
     first_document,
     query_count,
     documents_per_query,
     max_query_length,
     max_document_length,
-    QUERIES: tl.constexpr,
-    TOKENS: tl.constexpr,
     BIN: tl.constexpr,
     BINS: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """Sort the query tokens of one document by bins of ``BIN`` document tokens; program (document, share of the bins).
+    """Write one chunk of a document's query tokens where their bins are, in their order.
 
-    A stable counting sort: a histogram first, then for four bins at a time a running count of each in 16 bits of a
-    64-bit number. ``BINS`` is a power of two above the number of bins; the last one takes who won nothing.
+    Each winner's place is where its bin begins for this chunk, plus how many before it are of the same bin: those of
+    the lines above, counted in 16 bits, and those in its own line of ``ROWS_OF_A_THREAD``, counted in 4.
     """
     line = tl.program_id(0).to(tl.int64)
     document = first_document + line
-    entries = line * query_count * max_query_length
-    counts = tl.zeros([BINS], tl.int32)
-    for first_query in range(0, query_count, QUERIES):
-        for first_token in range(0, max_query_length, TOKENS):
-            winner = _block_of_winners(
-                grad_scores,
-                winners,
-                document,
-                first_query,
-                first_token,
-                query_count,
-                documents_per_query,
-                max_query_length,
-                QUERIES,
-                TOKENS,
-            )
-            counts += tl.histogram(tl.where(winner < 0, BINS - 1, winner // BIN), BINS)
-    begins = tl.cumsum(counts, 0) - counts
-    number = tl.arange(0, BINS)
-    if tl.program_id(1) == 0:
-        tl.store(bins + line * BINS + number, begins)
-
-    for four in range(tl.program_id(1), tl.cdiv(tl.cdiv(max_document_length, BIN), 4), tl.num_programs(1)):
-        place0 = tl.sum(tl.where(number == four * 4, begins, 0), 0)
-        place1 = tl.sum(tl.where(number == four * 4 + 1, begins, 0), 0)
-        place2 = tl.sum(tl.where(number == four * 4 + 2, begins, 0), 0)
-        place3 = tl.sum(tl.where(number == four * 4 + 3, begins, 0), 0)
-        for first_query in range(0, query_count, QUERIES):
-            for first_token in range(0, max_query_length, TOKENS):
-                winner = _block_of_winners(
-                    grad_scores,
-                    winners,
-                    document,
-                    first_query,
-                    first_token,
-                    query_count,
-                    documents_per_query,
-                    max_query_length,
-                    QUERIES,
-                    TOKENS,
-                )
-                token = winner - four * (4 * BIN)
-                is_here = (winner >= 0) & (token >= 0) & (token < 4 * BIN)
-                which = tl.where(is_here, token // BIN, 0)
-                shift = which.to(tl.int64) * 16
-                one = tl.where(is_here, tl.full([QUERIES * TOKENS], 1, tl.int64) << shift, 0)
-                rank = ((tl.cumsum(one, 0) >> shift) & 0xFFFF).to(tl.int32) - 1
-                total = tl.sum(one, 0)
-                place = tl.where(which < 2, tl.where(which == 0, place0, place1), tl.where(which == 2, place2, place3))
-
-                query = first_query + tl.arange(0, QUERIES)
-                is_query = query < query_count
-                query_first, _length, _start = item_span(
-                    query.to(tl.int64), is_query, query_offsets, None, 0, 0, max_query_length
-                )
-                row = query_first[:, None].to(tl.int32) + (first_token + tl.arange(0, TOKENS))[None, :]
-                row = tl.reshape(row, [QUERIES * TOKENS])
-                where_scored = query.to(tl.int64) * documents_per_query + document
-                grad_score = tl.load(grad_scores + where_scored, mask=is_query, other=0.0).to(tl.float32)
-                factor = tl.reshape(tl.broadcast_to(grad_score[:, None], [QUERIES, TOKENS]), [QUERIES * TOKENS])
-                if query_weights is not None:
-                    factor *= load_factor(query_weights, row, is_here, INTERPRET).to(tl.float32)
-                tl.store(order + entries + place + rank, row * BIN + token % BIN, mask=is_here)
-                tl.store(factors + entries + place + rank, factor, mask=is_here)
-                place0 += (total & 0xFFFF).to(tl.int32)
-                place1 += ((total >> 16) & 0xFFFF).to(tl.int32)
-                place2 += ((total >> 32) & 0xFFFF).to(tl.int32)
-                place3 += ((total >> 48) & 0xFFFF).to(tl.int32)
+    winner, factor, query, token = _chunk_of_winners(
+        grad_scores, winners, document, slots, documents_per_query, max_query_length
+    )
+    is_won = winner >= 0
+    row = query * max_query_length + token
+    if query_offsets is not None:
+        row = tl.load(query_offsets + query, mask=is_won, other=0).to(tl.int32) + token
+    if query_weights is not None:
+        factor *= load_factor(query_weights, row, is_won, INTERPRET).to(tl.float32)
+    bin_of = winner // BIN
+    # where the bin begins for this chunk: where the chunk before it ends, or the bin before
+    before = bin_of * chunks + tl.program_id(1) - 1
+    begin = tl.load(ends + line * BINS * chunks + before, mask=is_won & (before >= 0), other=0)
+    one = tl.full([_LINES, _ROWS], 1, tl.int64)
+    for first_bin in range(0, tl.cdiv(max_document_length, BIN), _BINS):
+        relative = bin_of - first_bin
+        is_here = is_won & (relative >= 0) & (relative < _BINS)
+        relative = tl.where(is_here, relative, 0)
+        shift = relative.to(tl.int64) * 4
+        mine = tl.where(is_here, one << shift, 0)
+        up_to = tl.cumsum(mine, 1)
+        counts = tl.sum(mine, 1)
+        rank = ((up_to >> shift) & 15).to(tl.int32) - 1
+        part = relative // 4
+        above = tl.zeros([_LINES, _ROWS], tl.int64)
+        for four in tl.static_range(_BINS // 4):
+            # four counters of 4 bits, one in every 16
+            nibbles = counts >> (16 * four)
+            wide = (nibbles & 15) | ((nibbles & 0xF0) << 12) | ((nibbles & 0xF00) << 24) | ((nibbles & 0xF000) << 36)
+            lines_above = tl.cumsum(wide, 0) - wide
+            above = tl.where(part == four, lines_above[:, None], above)
+        rank += ((above >> ((relative % 4).to(tl.int64) * 16)) & 0xFFFF).to(tl.int32)
+        place = line * slots + begin + rank
+        tl.store(order + place, row * BIN + winner % BIN, mask=is_here)
+        tl.store(factors + place, factor, mask=is_here)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -145,14 +151,14 @@ def maxsim_sorted_gradient(
     queries,  # [A * Lq, d] or [Tq, d]
     document_mask,  # as documents without d, contiguous, under ZERO; or None
     document_offsets,  # [B + 1]; or None
+    ends,  # as in maxsim_sort_winners
     order,  # what maxsim_sort_winners wrote
     factors,
-    bins,
     grad_documents,  # as documents, contiguous
     query_row_stride,
+    slots,
+    chunks,
     first_document,
-    query_count,
-    max_query_length,
     max_document_length,
     DIM: tl.constexpr,
     BIN: tl.constexpr,
@@ -176,17 +182,17 @@ def maxsim_sorted_gradient(
     number = program // DIM_BLOCKS % blocks
     line = (program // DIM_BLOCKS // blocks).to(tl.int64)
     document = first_document + line
-    begin = tl.load(bins + line * BINS + number)
-    end = tl.load(bins + line * BINS + number + 1)
-    first_entry = line * query_count * max_query_length
+    after = ends + (line * BINS + number) * chunks - 1
+    begin = tl.load(after, mask=number > 0, other=0)
+    end = tl.load(after + chunks)
     token = tl.arange(0, BIN)
 
     gradient = tl.zeros([BIN, BLOCK_D], tl.float32)
     for start in range(begin, end, ENTRIES):
         entry = start + tl.arange(0, ENTRIES)
         live = entry < end
-        code = tl.load(order + first_entry + entry, mask=live, other=0)
-        rest = tl.load(factors + first_entry + entry, mask=live, other=0.0)
+        code = tl.load(order + line * slots + entry, mask=live, other=0)
+        rest = tl.load(factors + line * slots + entry, mask=live, other=0.0)
         rows = queries + (code // BIN).to(tl.int64) * query_row_stride
         query_tile = load_rows(rows, live, dims, DIM, EVEN, INTERPRET)
         is_won = (code % BIN)[None, :] == token[:, None]

@@ -78,10 +78,8 @@ class DocumentGradient(NamedTuple):
 
 
 class Sorting(NamedTuple):
-    """How a document's winners are sorted: ``QUERIES * TOKENS`` at a time, into ``BINS`` bins of ``BIN`` tokens."""
+    """How a document's winners are sorted: into ``BINS`` bins of ``BIN`` tokens."""
 
-    QUERIES: int
-    TOKENS: int
     BIN: int
     BINS: int
     options: Options
@@ -131,7 +129,7 @@ def forward(sizes: Sizes, want_winners: bool, card: Card) -> Forward:
         tokens, slots = rows, power_of_two((rows - 1) // sizes.query_length + 2)
     columns = 64 if sizes.document_length > 32 else 32
     is_wide = row_bytes > 256 or sizes.element_size == 4
-    warps = 8 if rows == 256 or (is_wide and rows >= 64) else 4 if rows > 32 else 2
+    warps = 8 if rows == 256 or (is_wide and rows >= 64) else 4 if rows > 32 else 1 if want_winners else 2
     stages = 3 if in_one and row_bytes * (rows + 3 * columns) <= min(card.shared_memory, 116_000) else 2
     blocks = ForwardBlocks(rows, tokens, slots, flat, columns, near, far)
     return Forward(blocks, _documents(sizes, blocks, card), Options(warps, stages, 128 if rows == 256 else None))
@@ -170,7 +168,7 @@ def query_gradient(sizes: Sizes) -> QueryGradient:
     block_d = min(power_of_two(sizes.width, 16), 128)
     if sizes.queries * sizes.query_length >= 16_384 and sizes.query_length > 8:
         return QueryGradient(16, 2, block_d, Options(4, 3))
-    return QueryGradient(min(power_of_two(sizes.query_length), 8), 4, block_d, Options(4, 1))
+    return QueryGradient(min(power_of_two(sizes.query_length), 8), 8, block_d, Options(4, 1))
 
 
 @lru_cache(maxsize=4096)
@@ -186,19 +184,17 @@ def document_gradient(sizes: Sizes) -> DocumentGradient:
 def sorting(sizes: Sizes) -> Sorting | None:
     """Choose how winners are sorted; ``None`` where sorting does not pay, or a place among them needs 64 bits."""
     slots = sizes.queries * sizes.query_length
-    bin_tokens = 16 if sizes.document_length <= 512 else 32
+    bin_tokens = 16 if slots > 2 * sizes.document_length else 32
     if sizes.layout != "CROSS" or slots < SORTED_FROM or slots * bin_tokens >= 2**31:
         return None
-    tokens = min(power_of_two(sizes.query_length), 1024)
-    bins = power_of_two(-(-sizes.document_length // bin_tokens) + 1)
-    return Sorting(1024 // tokens, tokens, bin_tokens, bins, Options(4, 1, 128))
+    bins = power_of_two(-(-sizes.document_length // bin_tokens) + 1, 16)
+    return Sorting(bin_tokens, bins, Options(4, 1))
 
 
 @lru_cache(maxsize=4096)
 def sorted_gradient(sizes: Sizes) -> SortedGradient:
-    """Choose how sorted rows are added: one warp each, which leaves room for many."""
-    is_long = sizes.queries * sizes.query_length >= 16 * sizes.document_length
-    return SortedGradient(32, min(power_of_two(sizes.width, 16), 128), Options(1, 3 if is_long else 1, 168))
+    """Choose how sorted rows are added: few warps each, which leaves room for many."""
+    return SortedGradient(64, min(power_of_two(sizes.width, 16), 128), Options(2, 2))
 
 
 def _dimensions(width: int, element_size: int) -> tuple[int, int]:
