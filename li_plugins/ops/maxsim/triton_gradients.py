@@ -131,43 +131,44 @@ def _by_sorting(
     winners: Tensor,
     gradient: Tensor,
 ) -> None:
-    queries = problem.queries.reshape(-1, sizes.width)
+    queries = rows(problem.queries)
     adding = tuning.sorted_gradient(sizes)
     slots = sizes.queries * sizes.query_length
     chunks = -(-slots // CHUNK)
     # sorted winners take no more memory than the winners do, so documents go in groups
     budget = max(LEAST_ORDER, winners.numel() * winners.element_size())
-    together = max(1, min(sizes.documents, budget // (8 * slots)))
-    device = gradient.device
-    order = torch.empty((together, slots), dtype=torch.int32, device=device)
-    factors = torch.empty((together, slots), dtype=torch.float32, device=device)
-    counts = torch.empty((together, sorting.BINS * chunks), dtype=torch.int32, device=device)
+    together = max(1, min(sizes.documents, budget // (4 * slots)))
+    order = torch.empty((together, slots), dtype=torch.int32, device=gradient.device)
+    counts = torch.empty((together, sorting.BINS * chunks), dtype=torch.int32, device=gradient.device)
     ends = torch.empty_like(counts)
     blocks = -(-sizes.document_length // sorting.BIN) * -(-sizes.width // adding.BLOCK_D)
-    weights, offsets = plain(problem.query_weights), plain(problem.query_offsets)
-    is_exact = grad_scores.dtype is queries.dtype and (weights is None or problem.query_weights.dtype is torch.bool)
+    weights = problem.query_weights
+    is_exact = grad_scores.dtype is queries.dtype and (weights is None or weights.dtype is torch.bool)
     pieces = 1 if is_exact else _PIECES[queries.dtype]
     met = (sizes.queries, grad_scores.shape[-1], problem.max_query_length, problem.max_document_length)
     cut = (sorting.BIN, sorting.BINS)
-    document_mask = plain(problem.document_mask) if problem.rule.name == "ZERO" else None
-    added = (queries, document_mask, plain(problem.document_offsets), ends, order, factors, gradient)
-    add_constants = (sizes.width, *cut, adding.ENTRIES, adding.BLOCK_D, pieces, precision(), INTERPRETED)
+    added = (
+        queries,
+        plain(weights),
+        plain(problem.document_mask) if problem.rule.name == "ZERO" else None,
+        plain(problem.query_offsets),
+        plain(problem.document_offsets),
+        grad_scores,
+        ends,
+        order,
+        gradient,
+    )
+    add_cut = (sizes.width, *cut, sorting.TOKENS, adding.ENTRIES, adding.BLOCK_D, pieces, precision(), INTERPRETED)
     for first in range(0, sizes.documents, together):
         count = min(together, sizes.documents - first)
-        grid, numbers, constants = (count, chunks, 1), (chunks, first, *met), (*cut, INTERPRETED)
-        _launch_count(grid, (grad_scores, winners, counts), (slots,), numbers, (), constants, sorting.options)
+        grid, numbers = (count, chunks, 1), (chunks, first, *met)
+        _launch_count(grid, (grad_scores, winners, counts), (slots,), numbers, (), cut, sorting.options)
         torch.cumsum(counts[:count], 1, dtype=torch.int32, out=ends[:count])
-        sorted_winners = (weights, offsets, grad_scores, winners, ends, order, factors)
-        _launch_sort(grid, sorted_winners, (slots,), numbers, (), constants, sorting.options)
-        _launch_sorted_gradient(
-            (count * blocks, 1, 1),
-            added,
-            (queries.stride(0), slots),
-            (chunks, first, problem.max_document_length),
-            (),
-            add_constants,
-            adding.options,
-        )
+        sorted_cut = (*cut, sorting.TOKENS)
+        _launch_sort(grid, (grad_scores, winners, ends, order), (slots,), numbers, (), sorted_cut, sorting.options)
+        grid, numbers = (count * blocks, 1, 1), (chunks, first, *met[1:])
+        strides = (*query_strides(queries), slots)
+        _launch_sorted_gradient(grid, added, strides, numbers, (), add_cut, adding.options)
 
 
 def _visiting_order(pair_items: Tensor | None, item_count: int) -> tuple[Tensor | None, Tensor | None]:

@@ -2,7 +2,7 @@
 
 With ``R = A * Lq`` query tokens, ``B`` documents and ``s`` bytes per element:
 
-* counting and sorting (``maxsim_count_winners``, ``maxsim_sort_winners``): each winner is read twice, 8 bytes written
+* counting and sorting (``maxsim_count_winners``, ``maxsim_sort_winners``): each winner is read twice, 4 bytes written
   per query token and document whose score has a gradient; no product;
 * adding (``maxsim_sorted_gradient``): ``2 * R * B * BIN * d`` operations on tensor cores for each piece of a factor
   instead of the ``2 * R * B * Ld * d`` of a product with all tokens, and ``s * d + 8`` bytes (from L2, whose bandwidth
@@ -39,7 +39,7 @@ _SIZES = (
 
 @triton.jit
 def _chunk_of_winners(grad_scores, winners, document, slots, documents_per_query, max_query_length):
-    """Return a chunk of a document's winners, their scores' gradients, queries, and tokens; ``[lines, rows]`` each.
+    """Return a chunk of a document's winners, whose they are, query and token; ``[lines, rows]`` each.
 
     A winner is -1 where there is none, or where the score has no gradient.
     """
@@ -47,9 +47,9 @@ def _chunk_of_winners(grad_scores, winners, document, slots, documents_per_query
     exists = slot < slots
     query = slot // max_query_length
     place = query.to(tl.int64) * documents_per_query + document
-    grad_score = tl.load(grad_scores + place, mask=exists, other=0.0).to(tl.float32)
+    grad_score = tl.load(grad_scores + place, mask=exists, other=0.0)
     winner = tl.load(winners + document * slots + slot, mask=exists, other=-1).to(tl.int32)
-    return tl.where(grad_score != 0, winner, -1), grad_score, query, slot - query * max_query_length
+    return tl.where(grad_score != 0, winner, -1), query, slot - query * max_query_length
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -66,14 +66,13 @@ def maxsim_count_winners(
     max_document_length,
     BIN: tl.constexpr,
     BINS: tl.constexpr,
-    INTERPRET: tl.constexpr,
 ):
     """Count the winners of one document in each bin of ``BIN`` tokens, for one chunk of query tokens.
 
     ``BINS`` is a power of two above the number of bins; the last one takes who won nothing.
     """
     line = tl.program_id(0).to(tl.int64)
-    winner, _grad, _query, _token = _chunk_of_winners(
+    winner, _query, _token = _chunk_of_winners(
         grad_scores, winners, first_document + line, slots, documents_per_query, max_query_length
     )
     number = tl.reshape(tl.where(winner < 0, BINS - 1, winner // BIN), [_CHUNK])
@@ -84,13 +83,10 @@ def maxsim_count_winners(
 
 @triton.jit(do_not_specialize=_SIZES)
 def maxsim_sort_winners(
-    query_weights,  # as queries without d, contiguous; or None
-    query_offsets,  # [A + 1]; or None
     grad_scores,  # [A, B], contiguous
     winners,  # [B, slots]
     ends,  # [documents of this launch, BINS, chunks] int32: the counts of maxsim_count_winners, summed up to each
-    order,  # [documents of this launch, slots] int32: query row * BIN + token within the bin
-    factors,  # the same, fp32: what multiplies the query row
+    order,  # [documents of this launch, slots] int32: (query * TOKENS + its token) * BIN + token within the bin
     slots,  # A * max_query_length
     chunks,
     first_document,
@@ -100,7 +96,7 @@ def maxsim_sort_winners(
     max_document_length,
     BIN: tl.constexpr,
     BINS: tl.constexpr,
-    INTERPRET: tl.constexpr,
+    TOKENS: tl.constexpr,
 ):
     """Write one chunk of a document's query tokens where their bins are, in their order.
 
@@ -109,15 +105,10 @@ def maxsim_sort_winners(
     """
     line = tl.program_id(0).to(tl.int64)
     document = first_document + line
-    winner, factor, query, token = _chunk_of_winners(
+    winner, query, token = _chunk_of_winners(
         grad_scores, winners, document, slots, documents_per_query, max_query_length
     )
     is_won = winner >= 0
-    row = query * max_query_length + token
-    if query_offsets is not None:
-        row = tl.load(query_offsets + query, mask=is_won, other=0).to(tl.int32) + token
-    if query_weights is not None:
-        factor *= load_factor(query_weights, row, is_won, INTERPRET).to(tl.float32)
     bin_of = winner // BIN
     # where the bin begins for this chunk: where the chunk before it ends, or the bin before
     before = bin_of * chunks + tl.program_id(1) - 1
@@ -141,28 +132,33 @@ def maxsim_sort_winners(
             lines_above = tl.cumsum(wide, 0) - wide
             above = tl.where(part == four, lines_above[:, None], above)
         rank += ((above >> ((relative % 4).to(tl.int64) * 16)) & 0xFFFF).to(tl.int32)
-        place = line * slots + begin + rank
-        tl.store(order + place, row * BIN + winner % BIN, mask=is_here)
-        tl.store(factors + place, factor, mask=is_here)
+        entry = (query * TOKENS + token) * BIN + winner % BIN
+        tl.store(order + line * slots + begin + rank, entry, mask=is_here)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def maxsim_sorted_gradient(
-    queries,  # [A * Lq, d] or [Tq, d]
+    queries,  # [A, Lq, d] or [Tq, d]
+    query_weights,  # as queries without d, contiguous; or None
     document_mask,  # as documents without d, contiguous, under ZERO; or None
+    query_offsets,  # [A + 1]; or None
     document_offsets,  # [B + 1]; or None
+    grad_scores,  # [A, B], contiguous
     ends,  # as in maxsim_sort_winners
     order,  # what maxsim_sort_winners wrote
-    factors,
     grad_documents,  # as documents, contiguous
+    query_stride,
     query_row_stride,
     slots,
     chunks,
     first_document,
+    documents_per_query,
+    max_query_length,
     max_document_length,
     DIM: tl.constexpr,
     BIN: tl.constexpr,
     BINS: tl.constexpr,
+    TOKENS: tl.constexpr,
     ENTRIES: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PIECES: tl.constexpr,
@@ -192,8 +188,15 @@ def maxsim_sorted_gradient(
         entry = start + tl.arange(0, ENTRIES)
         live = entry < end
         code = tl.load(order + line * slots + entry, mask=live, other=0)
-        rest = tl.load(factors + line * slots + entry, mask=live, other=0.0)
-        rows = queries + (code // BIN).to(tl.int64) * query_row_stride
+        query = (code // (BIN * TOKENS)).to(tl.int64)
+        query_token = code // BIN % TOKENS
+        rest = tl.load(grad_scores + query * documents_per_query + document, mask=live, other=0.0).to(tl.float32)
+        query_first, _length, query_start = item_span(
+            query, live, query_offsets, None, query_stride, query_row_stride, max_query_length
+        )
+        if query_weights is not None:
+            rest *= load_factor(query_weights, query_first + query_token, live, INTERPRET).to(tl.float32)
+        rows = queries + query_start + query_token.to(tl.int64) * query_row_stride
         query_tile = load_rows(rows, live, dims, DIM, EVEN, INTERPRET)
         is_won = (code % BIN)[None, :] == token[:, None]
         for _piece in tl.static_range(PIECES):

@@ -78,10 +78,11 @@ class DocumentGradient(NamedTuple):
 
 
 class Sorting(NamedTuple):
-    """How a document's winners are sorted: into ``BINS`` bins of ``BIN`` tokens."""
+    """How a document's winners are sorted: into ``BINS`` bins of ``BIN`` tokens; ``TOKENS`` number those of a query."""
 
     BIN: int
     BINS: int
+    TOKENS: int
     options: Options
 
 
@@ -95,6 +96,10 @@ class SortedGradient(NamedTuple):
 
 SORTED_FROM = 256
 """Query tokens that meet each document, from which on sorting them pays."""
+
+
+SORTED_BIN = 16
+"""Document tokens in a bin: the fewest rows that a product on tensor cores has."""
 
 
 def power_of_two(number: int, least: int = 1) -> int:
@@ -183,18 +188,19 @@ def document_gradient(sizes: Sizes) -> DocumentGradient:
 @lru_cache(maxsize=4096)
 def sorting(sizes: Sizes) -> Sorting | None:
     """Choose how winners are sorted; ``None`` where sorting does not pay, or a place among them needs 64 bits."""
-    slots = sizes.queries * sizes.query_length
-    bin_tokens = 16 if slots > 2 * sizes.document_length else 32
-    if sizes.layout != "CROSS" or slots < SORTED_FROM or slots * bin_tokens >= 2**31:
+    tokens = power_of_two(sizes.query_length)
+    if sizes.layout != "CROSS" or sizes.queries * sizes.query_length < SORTED_FROM:
         return None
-    bins = power_of_two(-(-sizes.document_length // bin_tokens) + 1, 16)
-    return Sorting(bin_tokens, bins, Options(4, 1))
+    if sizes.queries * tokens * SORTED_BIN >= 2**31:
+        return None
+    bins = power_of_two(-(-sizes.document_length // SORTED_BIN) + 1, 16)
+    return Sorting(SORTED_BIN, bins, tokens, Options(4, 1))
 
 
 @lru_cache(maxsize=4096)
 def sorted_gradient(sizes: Sizes) -> SortedGradient:
     """Choose how sorted rows are added: few warps each, which leaves room for many."""
-    return SortedGradient(64, min(power_of_two(sizes.width, 16), 128), Options(2, 2))
+    return SortedGradient(64, min(power_of_two(sizes.width, 16), 128), Options(2, 3, 168))
 
 
 def _dimensions(width: int, element_size: int) -> tuple[int, int]:
