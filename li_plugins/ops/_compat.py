@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 
 _COMPILE_FAILURES = frozenset({"CompilationError", "CompileTimeAssertionFailure", "OutOfResources", "PTXASError"})
 """Names of triton's exceptions that mean: this kernel cannot be built for this device and shape."""
@@ -49,6 +50,16 @@ def compiled_kernels_take_all_arguments() -> bool:
 
     ``compiled[grid](*values)`` is so since triton 3.3; before, the constants were left out.
     """
+    return _triton_version() >= (3, 3)
+
+
+def multiplies_fp32_in_bf16_pieces() -> bool:
+    """Tell whether ``tl.dot`` knows the precision ``bf16x6``: since triton 3.6."""
+    return _triton_version() >= (3, 6)
+
+
+@lru_cache
+def _triton_version() -> tuple[int, ...]:
     import triton
 
-    return tuple(int(number) for number in triton.__version__.split(".")[:2]) >= (3, 3)
+    return tuple(int(number) for number in triton.__version__.split(".")[:2])

@@ -8,6 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
+from li_plugins.ops import _compat
 from li_plugins.ops.maxsim.problem import Layout, Problem
 from li_plugins.ops.maxsim.triton_forward import maxsim_forward
 from li_plugins.ops.maxsim.tuning import Card, Sizes
@@ -90,5 +91,11 @@ def stored(dtype: torch.dtype) -> torch.dtype:
 
 
 def precision() -> str:
-    """Return how fp32 embeddings are multiplied: TF32 if the user allowed it; 16-bit embeddings ignore it."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    """Return how fp32 embeddings are multiplied; 16-bit embeddings ignore it.
+
+    In TF32 if the user allowed it. Else as three bf16 numbers each, whose six largest products keep fp32's 24 bits, on
+    tensor cores; before triton 3.6, and in its interpreter, in fp32 itself.
+    """
+    if torch.backends.cuda.matmul.allow_tf32:
+        return "tf32"
+    return "bf16x6" if not INTERPRETED and _compat.multiplies_fp32_in_bf16_pieces() else "ieee"

@@ -27,7 +27,7 @@ from li_plugins.ops.maxsim.triton_sorted import (
     maxsim_sorted_gradient,
 )
 
-LEAST_ORDER = 2**22
+LEAST_ORDER = 2**20
 """Bytes of sorted winners that may always be in memory at a time."""
 
 _PIECES = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
@@ -135,18 +135,19 @@ def _by_sorting(
     adding = tuning.sorted_gradient(sizes)
     slots = sizes.queries * sizes.query_length
     chunks = -(-slots // CHUNK)
-    # sorted winners take no more memory than the winners do, so documents go in groups
+    # sorted winners take no more memory than the winners do, so documents go in groups of one size
     budget = max(LEAST_ORDER, winners.numel() * winners.element_size())
-    together = max(1, min(sizes.documents, budget // (4 * slots)))
+    groups = -(-sizes.documents * 4 * (slots + sorting.BINS * chunks) // budget)
+    together = -(-sizes.documents // groups)
     order = torch.empty((together, slots), dtype=torch.int32, device=gradient.device)
-    counts = torch.empty((together, sorting.BINS * chunks), dtype=torch.int32, device=gradient.device)
-    ends = torch.empty_like(counts)
+    ends = torch.empty((together, sorting.BINS * chunks), dtype=torch.int32, device=gradient.device)
     blocks = -(-sizes.document_length // sorting.BIN) * -(-sizes.width // adding.BLOCK_D)
     weights = problem.query_weights
     is_exact = grad_scores.dtype is queries.dtype and (weights is None or weights.dtype is torch.bool)
     pieces = 1 if is_exact else _PIECES[queries.dtype]
     met = (sizes.queries, grad_scores.shape[-1], problem.max_query_length, problem.max_document_length)
     cut = (sorting.BIN, sorting.BINS)
+    strides = (*query_strides(queries), slots)
     added = (
         queries,
         plain(weights),
@@ -161,13 +162,13 @@ def _by_sorting(
     add_cut = (sizes.width, *cut, sorting.TOKENS, adding.ENTRIES, adding.BLOCK_D, pieces, precision(), INTERPRETED)
     for first in range(0, sizes.documents, together):
         count = min(together, sizes.documents - first)
-        grid, numbers = (count, chunks, 1), (chunks, first, *met)
-        _launch_count(grid, (grad_scores, winners, counts), (slots,), numbers, (), cut, sorting.options)
-        torch.cumsum(counts[:count], 1, dtype=torch.int32, out=ends[:count])
-        sorted_cut = (*cut, sorting.TOKENS)
-        _launch_sort(grid, (grad_scores, winners, ends, order), (slots,), numbers, (), sorted_cut, sorting.options)
-        grid, numbers = (count * blocks, 1, 1), (chunks, first, *met[1:])
-        strides = (*query_strides(queries), slots)
+        numbers = (chunks, first, *met)
+        grid = (count, chunks, 1)
+        _launch_count(grid, (grad_scores, winners, ends), (slots,), numbers, (), cut, sorting.options)
+        ends[:count].cumsum_(1)
+        sort_cut = (*cut, sorting.TOKENS)
+        _launch_sort(grid, (grad_scores, winners, ends, order), (slots,), numbers, (), sort_cut, sorting.options)
+        grid = (count * blocks, 1, 1)
         _launch_sorted_gradient(grid, added, strides, numbers, (), add_cut, adding.options)
 
 

@@ -152,6 +152,7 @@ def maxsim_sorted_gradient(
     slots,
     chunks,
     first_document,
+    query_count,
     documents_per_query,
     max_query_length,
     max_document_length,

@@ -121,7 +121,7 @@ def forward(sizes: Sizes, want_winners: bool, card: Card) -> Forward:
     most = 128
     if in_one and row_bytes <= 256 and card.shared_memory >= 200_000:
         most = 256
-    elif not in_one or row_bytes > 640:
+    elif sizes.element_size == 2 and (not in_one or row_bytes > 640):
         most = 64
     tokens = min(power_of_two(sizes.query_length, 16), most)
     rows = min(most, power_of_two(sizes.queries * tokens, tokens)) if is_cross else tokens
@@ -134,8 +134,10 @@ def forward(sizes: Sizes, want_winners: bool, card: Card) -> Forward:
         tokens, slots = rows, power_of_two((rows - 1) // sizes.query_length + 2)
     columns = 64 if sizes.document_length > 32 else 32
     is_wide = row_bytes > 256 or sizes.element_size == 4
-    warps = 8 if rows == 256 or (is_wide and rows >= 64) else 4 if rows > 32 else 1 if want_winners else 2
-    stages = 3 if in_one and row_bytes * (rows + 3 * columns) <= min(card.shared_memory, 116_000) else 2
+    warps = 8 if rows == 256 or (is_wide and rows >= 64) else 4 if rows > 32 else 2
+    # in one piece the query tile stays, in several it comes with the document's
+    waiting = rows + 3 * columns if in_one else 3 * (rows + columns)
+    stages = 3 if row_bytes * waiting <= min(card.shared_memory, 116_000) else 2
     blocks = ForwardBlocks(rows, tokens, slots, flat, columns, near, far)
     return Forward(blocks, _documents(sizes, blocks, card), Options(warps, stages, 128 if rows == 256 else None))
 
@@ -206,7 +208,7 @@ def sorted_gradient(sizes: Sizes) -> SortedGradient:
 def _dimensions(width: int, element_size: int) -> tuple[int, int]:
     """Return the powers of two whose sum holds ``width`` with little to spare, or a step that goes through it."""
     if element_size == 4:
-        return min(power_of_two(width, 16), 32), 0
+        return 16, 0  # few sums at a time round less
     if width > 384:
         return 64, 0
     near = power_of_two(width, 16)

@@ -133,7 +133,8 @@ def test_memory_of_any_layout(view, dtype):
     assert torch.equal(found, expected)
     assert torch.equal(found_winners, winners)
     for ours, theirs in zip(KERNEL.backward(strided, found, winners, True, True), gradients, strict=True):
-        assert torch.equal(ours, theirs)
+        # rows that do not begin at 16 bytes are read in other pieces, and added in another order
+        torch.testing.assert_close(ours, theirs, rtol=4 * torch.finfo(dtype).eps, atol=1e-6)
 
 
 def test_expanded_documents():
