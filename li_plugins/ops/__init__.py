@@ -5,6 +5,7 @@
 ``import li_plugins.ops.maxsim.problem as name`` meets the function instead.
 """
 
+from li_plugins.ops.kmeans import assign, cluster_sums, explain_assign, kmeans
 from li_plugins.ops.masks import MaskRule
 from li_plugins.ops.maxsim import (
     explain_maxsim,
@@ -18,9 +19,13 @@ from li_plugins.ops.smooth_maxsim import explain_smooth_maxsim, smooth_maxsim, s
 
 __all__ = [
     "MaskRule",
+    "assign",
+    "cluster_sums",
+    "explain_assign",
     "explain_maxsim",
     "explain_maxsim_packed",
     "explain_smooth_maxsim",
+    "kmeans",
     "maxsim",
     "maxsim_packed",
     "smooth_maxsim",
