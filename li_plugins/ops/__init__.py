@@ -5,6 +5,14 @@
 ``import li_plugins.ops.maxsim.problem as name`` meets the function instead.
 """
 
+from li_plugins.ops.codec import (
+    binarize,
+    compress,
+    decompress,
+    explain_binarize,
+    explain_compress,
+    explain_decompress,
+)
 from li_plugins.ops.kmeans import assign, cluster_sums, explain_assign, kmeans
 from li_plugins.ops.masks import MaskRule
 from li_plugins.ops.maxsim import (
@@ -20,8 +28,14 @@ from li_plugins.ops.smooth_maxsim import explain_smooth_maxsim, smooth_maxsim, s
 __all__ = [
     "MaskRule",
     "assign",
+    "binarize",
     "cluster_sums",
+    "compress",
+    "decompress",
     "explain_assign",
+    "explain_binarize",
+    "explain_compress",
+    "explain_decompress",
     "explain_maxsim",
     "explain_maxsim_packed",
     "explain_smooth_maxsim",

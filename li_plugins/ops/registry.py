@@ -68,6 +68,9 @@ BUILTIN = (
     ),
     *_plain("assign", "li_plugins.ops.kmeans.{}:ASSIGN"),
     *_plain("cluster_sums", "li_plugins.ops.kmeans.{}:SUMS"),
+    *_plain("compress", "li_plugins.ops.codec.{}:COMPRESS"),
+    *_plain("binarize", "li_plugins.ops.codec.{}:BINARIZE"),
+    *_plain("decompress", "li_plugins.ops.codec.{}:DECOMPRESS"),
 )
 
 
