@@ -71,6 +71,8 @@ BUILTIN = (
     *_plain("compress", "li_plugins.ops.codec.{}:COMPRESS"),
     *_plain("binarize", "li_plugins.ops.codec.{}:BINARIZE"),
     *_plain("decompress", "li_plugins.ops.codec.{}:DECOMPRESS"),
+    *_plain("residual_maxsim", "li_plugins.ops.residual.{}:RESIDUAL"),
+    *_plain("code_maxsim", "li_plugins.ops.residual.{}:CODE"),
 )
 
 

@@ -232,7 +232,7 @@ CUTOFFS, WEIGHTS = torch.zeros(3), torch.zeros(4)
         (lambda: decompress(CODES, BYTES[:2], CENTROIDS, WEIGHTS, nbits=2), "residuals has 3 entries"),
         (
             lambda: decompress(CODES, BYTES[:, :8], CENTROIDS, WEIGHTS, nbits=2),
-            "in 2 bits and residuals have one width",
+            "2 bits and residuals have one width",
         ),
         (lambda: decompress(CODES, BYTES, CENTROIDS, WEIGHTS.half(), nbits=2), "bucket_weights has dtype float32"),
         (lambda: decompress(CODES, BYTES, CENTROIDS, WEIGHTS[:3], nbits=2), "bucket_weights has 4 entries"),
