@@ -44,8 +44,8 @@ class Residual:
             queries = problem.token_queries[launch.queries].to(dtype)
             codes = problem.codes.index_select(0, launch.tokens)
             document = rows(codes, problem.residuals.index_select(0, launch.tokens)).to(dtype)
-            best = _greatest(document @ queries.flatten(0, 1).T, launch.owners, launch.count, problem.least)
-            sums = best.view(launch.count, queries.shape[0], length).sum(-1)
+            best = _greatest(document @ queries.flatten(0, 1).T, launch.owners, launch.size, problem.least)
+            sums = best.view(launch.size, queries.shape[0], length).sum(-1)
             scores[launch.where] = sums.T.reshape(scores[launch.where].shape).to(scores.dtype)
         return scores
 
@@ -65,14 +65,14 @@ class Code:
         scores = problem.centroid_scores.new_empty(problem.scores_shape, dtype=problem.out_dtype)
         for launch in launches(problem, _limit(problem, problem.max_query_length)):
             every = problem.codes.index_select(0, launch.tokens)
-            block = scores[launch.where].view(-1, launch.count)
+            block = scores[launch.where].view(-1, launch.size)
             for row, query in enumerate(range(launch.queries.start, launch.queries.stop)):
                 codes, owners = every, launch.owners
                 if problem.kept is not None:
                     kept = problem.kept[query].index_select(0, codes)
                     codes, owners = codes[kept], owners[kept]
                 similarities = problem.centroid_scores[query].index_select(0, codes).to(scores.dtype)
-                best = _greatest(similarities, owners, launch.count, problem.least)
+                best = _greatest(similarities, owners, launch.size, problem.least)
                 total = torch.zeros_like(block[row])
                 for token in best.T:
                     total += token

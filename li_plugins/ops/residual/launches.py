@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from li_plugins.ops.residual.problem import StoredProblem
+from li_plugins.ops.spans import rows_of
 
 
 class Launch(NamedTuple):
@@ -21,7 +22,7 @@ class Launch(NamedTuple):
     """``[t]`` int64: the stored tokens of the documents."""
     owners: Tensor
     """``[t]`` int64: the document of each token, counted from 0."""
-    count: int
+    size: int
     """``n``, how many documents there are."""
 
 
@@ -60,9 +61,6 @@ def _runs(offsets: Tensor, documents: Tensor, limit: int) -> Iterator[tuple[slic
     while start < len(documents):
         stop = max(start + 1, int(torch.searchsorted(ends, done + limit, right=True)))
         run, total = slice(start, stop), int(ends[stop - 1]) - done
-        owners = torch.arange(stop - start, device=documents.device)
-        owners = owners.repeat_interleave(lengths[run], output_size=total)
-        shifts = begins[run] - (lengths[run].cumsum(0) - lengths[run])
-        tokens = torch.arange(total, device=documents.device) + shifts.index_select(0, owners)
+        tokens, owners = rows_of(begins[run], lengths[run], total)
         yield run, tokens, owners
         start, done = stop, done + total
