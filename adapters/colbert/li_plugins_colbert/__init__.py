@@ -50,6 +50,12 @@ def li_plugins_adapters() -> list[Adapter]:
                     explained=False,
                 ),
                 _target("colbert.modeling.colbert:ColBERT.mask", "encoding:mask", "6a425b87"),
+                _target(
+                    "colbert.indexing.collection_encoder:CollectionEncoder.encode_passages",
+                    "encoding:encode_passages",
+                    "5f34c7ba",
+                ),
+                _target("colbert.modeling.colbert:ColBERT.compute_ib_loss", "training:compute_ib_loss", "d234b9b5"),
                 _target("colbert.modeling.colbert:colbert_score", "scoring:colbert_score", "869cd30c"),
                 _target("colbert.modeling.colbert:colbert_score_packed", "scoring:colbert_score_packed", "97c5c0e2"),
                 _target("colbert.modeling.colbert:colbert_score_reduce", "scoring:colbert_score_reduce", "0592c0d8"),

@@ -95,6 +95,40 @@ def test_full_length_queries(checkpoint: Path, tmp_path: Path, texts: list[str],
         assert_same(found, ranking(tiny_colbert.searcher(checkpoint, tmp_path, texts), full_length_search=True))
 
 
+def encoder(checkpoint: Path, root: Path) -> Any:
+    from colbert.indexing.collection_encoder import CollectionEncoder
+    from colbert.modeling.checkpoint import Checkpoint
+
+    config = tiny_colbert.config(checkpoint, root)
+    return CollectionEncoder(config, Checkpoint(str(checkpoint), colbert_config=config))
+
+
+def test_the_sample_is_not_encoded_twice(checkpoint: Path, tmp_path: Path, texts: list[str], library: Library) -> None:
+    ours = encoder(checkpoint, tmp_path)
+    encoded: list[int] = []
+    own = ours.checkpoint.docFromText
+    ours.checkpoint.docFromText = lambda docs, **options: encoded.append(len(docs)) or own(docs, **options)
+    with library():
+        expected, lengths = ours.encode_passages(texts)
+    first, again = ours.encode_passages(texts), ours.encode_passages(list(texts))
+    assert encoded == [60, 60]
+    assert torch.equal(first[0], expected)
+    assert torch.equal(again[0].half(), expected.half())
+    assert again[0].dtype is expected.dtype
+    assert first[1] == again[1] == lengths
+    # once: a third call encodes, as do other passages, or the same in another order
+    ours.encode_passages(texts)
+    other, _ = ours.encode_passages(texts[::-1])
+    assert encoded == [60, 60, 60, 60]
+    with library():
+        assert torch.equal(other, ours.encode_passages(texts[::-1])[0])
+
+
+@pytest.mark.allow_fallback(reason="there is nothing to encode")
+def test_no_passage(checkpoint: Path, tmp_path: Path) -> None:
+    assert encoder(checkpoint, tmp_path).encode_passages([]) == (None, None)
+
+
 def test_masks(checkpoint: Path, tmp_path: Path) -> None:
     from li_plugins.testing.parity import call_unpatched
 

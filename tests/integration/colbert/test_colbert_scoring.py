@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import pytest
@@ -141,12 +140,26 @@ def test_the_library_refuses_the_rest(call: Any) -> None:
     assert outcome() == call_unpatched(outcome)
 
 
-@pytest.mark.allow_fallback(reason="a gradient flows to one maximum, whose position is needed")
-def test_gradients_of_in_batch_negatives() -> None:
+def model(nway: int, **settings: Any) -> Any:
+    """Return what ``compute_ib_loss`` reads of a model."""
+    module = torch.nn.Module()
+    module.colbert_config = ColBERTConfig(nway=nway, **settings)
+    return module
+
+
+@pytest.mark.parametrize("nway", [1, 2, 3])
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
+def test_the_loss_of_in_batch_negatives(nway: int, wanted: tuple[bool, bool], li_plugins_counts: Any) -> None:
     def loss(queries: torch.Tensor, documents: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        model = torch.nn.Module()
-        model.colbert_config = ColBERTConfig(nway=2)
-        return partial(colbert.ColBERT.compute_ib_loss, model)(queries, documents, mask)[None]
+        return colbert.ColBERT.compute_ib_loss(model(nway), queries, documents, mask)[None]
 
     _, documents, mask = batch()
-    assert_parity(loss, [torch.randn(3, 9, 16), documents], mask, wanted=(True, True))
+    assert_parity(loss, [torch.randn(6 // nway, 9, 16), documents], mask, wanted=wanted)
+    assert li_plugins_counts.calls["colbert.modeling.colbert:ColBERT.compute_ib_loss"] == 1
+
+
+@pytest.mark.allow_fallback(reason="the library answers what makes no square of queries and documents")
+def test_a_loss_that_the_library_refuses() -> None:
+    _, documents, mask = batch()
+    with pytest.raises((RuntimeError, IndexError)):
+        colbert.ColBERT.compute_ib_loss(model(4), torch.randn(3, 9, 16), documents, mask)
