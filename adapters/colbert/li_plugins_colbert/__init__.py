@@ -52,7 +52,7 @@ def li_plugins_adapters() -> list[Adapter]:
                 _target("colbert.modeling.colbert:ColBERT.mask", "encoding:mask", "6a425b87"),
                 _target(
                     "colbert.indexing.collection_encoder:CollectionEncoder.encode_passages",
-                    "encoding:encode_passages",
+                    "passages:encode_passages",
                     "5f34c7ba",
                 ),
                 _target("colbert.modeling.colbert:ColBERT.compute_ib_loss", "training:compute_ib_loss", "d234b9b5"),
