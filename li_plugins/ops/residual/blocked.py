@@ -17,8 +17,11 @@ from li_plugins.ops.kmeans.problem import accumulation
 from li_plugins.ops.residual.launches import by_query, launches
 from li_plugins.ops.residual.problem import CodeProblem, ResidualProblem, StoredProblem
 
-BLOCK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
-"""Most elements of decoded rows, and most similarities, that are in memory at a time, by device."""
+BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}
+"""Most elements of decoded rows, and most similarities, that are in memory at a time, by device.
+
+On the CPU 2 MiB: what is decoded is still in the cache when it is multiplied, and blocks are few enough.
+"""
 
 Stored = TypeVar("Stored", bound=StoredProblem)
 
