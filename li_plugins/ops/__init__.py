@@ -5,6 +5,15 @@
 ``import li_plugins.ops.maxsim.problem as name`` meets the function instead.
 """
 
+from li_plugins.ops.codec import (
+    binarize,
+    compress,
+    decompress,
+    explain_binarize,
+    explain_compress,
+    explain_decompress,
+)
+from li_plugins.ops.kmeans import assign, cluster_sums, explain_assign, kmeans
 from li_plugins.ops.masks import MaskRule
 from li_plugins.ops.maxsim import (
     explain_maxsim,
@@ -14,15 +23,30 @@ from li_plugins.ops.maxsim import (
     supports_maxsim,
     supports_maxsim_packed,
 )
+from li_plugins.ops.residual import code_maxsim, explain_code_maxsim, explain_residual_maxsim, residual_maxsim
 from li_plugins.ops.smooth_maxsim import explain_smooth_maxsim, smooth_maxsim, supports_smooth_maxsim
 
 __all__ = [
     "MaskRule",
+    "assign",
+    "binarize",
+    "cluster_sums",
+    "code_maxsim",
+    "compress",
+    "decompress",
+    "explain_assign",
+    "explain_binarize",
+    "explain_code_maxsim",
+    "explain_compress",
+    "explain_decompress",
     "explain_maxsim",
     "explain_maxsim_packed",
+    "explain_residual_maxsim",
     "explain_smooth_maxsim",
+    "kmeans",
     "maxsim",
     "maxsim_packed",
+    "residual_maxsim",
     "smooth_maxsim",
     "supports_maxsim",
     "supports_maxsim_packed",

@@ -14,6 +14,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("li_plugins.ops")
 
+
+def _plain(op: str, load: str) -> tuple[Kernel, Kernel]:
+    """Return the rows of an operation without a gradient, in plain torch: in blocks, and as one reads it."""
+    floats = ("float16", "bfloat16", "float32", "float64")
+    return (
+        Kernel(op, "blocked", load.format("blocked"), ("cpu", "cuda"), floats, grad=False, priority=0),
+        Kernel(op, "reference", load.format("reference"), ("cpu", "cuda"), floats, grad=False, priority=-100),
+    )
+
+
 BUILTIN = (
     Kernel(
         op="maxsim",
@@ -56,6 +66,13 @@ BUILTIN = (
         dtypes=("float16", "bfloat16", "float32", "float64"),
         priority=-100,
     ),
+    *_plain("assign", "li_plugins.ops.kmeans.{}:ASSIGN"),
+    *_plain("cluster_sums", "li_plugins.ops.kmeans.{}:SUMS"),
+    *_plain("compress", "li_plugins.ops.codec.{}:COMPRESS"),
+    *_plain("binarize", "li_plugins.ops.codec.{}:BINARIZE"),
+    *_plain("decompress", "li_plugins.ops.codec.{}:DECOMPRESS"),
+    *_plain("residual_maxsim", "li_plugins.ops.residual.{}:RESIDUAL"),
+    *_plain("code_maxsim", "li_plugins.ops.residual.{}:CODE"),
 )
 
 

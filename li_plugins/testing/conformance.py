@@ -35,6 +35,7 @@ from li_plugins.host.config import Config
 from li_plugins.host.discovery import GROUP, Discovery
 from li_plugins.host.fingerprint import signature_mismatch
 from li_plugins.host.names import load
+from li_plugins.host.place import innermost
 from li_plugins.host.requirement import installed_release
 
 HEAVY = ("torch", "triton", "numpy", "transformers", "jax", "tensorflow")
@@ -164,7 +165,7 @@ class Conformance:
 
     def test_the_signature_and_the_docstring_stay(self, targets: list[Target]) -> None:
         for target in targets:
-            assert signature_mismatch(load(target.path), load(target.replacement)) is None
+            assert signature_mismatch(innermost(load(target.path)), load(target.replacement)) is None
         before = {target.path: _appearance(load(target.path)) for target in targets}
         li_plugins.enable(self.adapter)
         assert {target.path: _appearance(load(target.path)) for target in targets} == before
@@ -180,7 +181,7 @@ class Conformance:
             record = patch.apply(
                 self.adapter,
                 target,
-                _Declines(load(target.path)),
+                _Declines(innermost(load(target.path))),
                 version="0",
                 untested=True,
                 on_decline=lambda record, reason: None,

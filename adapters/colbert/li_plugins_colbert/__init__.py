@@ -1,0 +1,88 @@
+"""colbert-ai's targets, as data; read by the host without importing colbert-ai."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from li_plugins.api import Adapter, Target, hookimpl
+
+_RELEASES = "0.2.21 - 0.2.22"
+_CODEC = "colbert.indexing.codecs.residual:ResidualCodec"
+_ASSIGNED, _BINARIZED, _LOOKED_UP = "256766d0", "8090f622", "f23b1aad"
+
+
+def _target(path: str, replacement: str, body: str | Mapping[str, str], explained: bool = True) -> Target:
+    """Return a target with its replacement in this package and, in the same module, what explains it."""
+    module, _, name = replacement.partition(":")
+    return Target(
+        path,
+        f"li_plugins_colbert.{replacement}",
+        bodies={_RELEASES: body} if isinstance(body, str) else body,
+        explain=f"li_plugins_colbert.{module}:explain_{name}" if explained else "",
+    )
+
+
+@hookimpl
+def li_plugins_adapters() -> list[Adapter]:
+    """Offer colbert-ai's scores, index building and search on the CPU, without its C++ and without faiss."""
+    return [
+        Adapter(
+            "colbert",
+            requires="colbert-ai>=0.2.21,<0.2.23",
+            summary="colbert-ai on the CPU: no C++ to compile, k-means without faiss, streamed codec, fused scores",
+            targets=[
+                _target(
+                    "colbert.modeling.colbert:ColBERT.try_load_torch_extensions",
+                    "extensions:load_for_colbert",
+                    "cc5481e9",
+                    explained=False,
+                ),
+                _target(
+                    "colbert.search.strided_tensor:StridedTensor.try_load_torch_extensions",
+                    "extensions:load_for_strided_tensor",
+                    "b8d1c7ad",
+                    explained=False,
+                ),
+                _target(
+                    "colbert.search.index_storage:IndexScorer.try_load_torch_extensions",
+                    "extensions:load_for_index_scorer",
+                    "a90dcfeb",
+                    explained=False,
+                ),
+                _target("colbert.modeling.colbert:ColBERT.mask", "encoding:mask", "6a425b87"),
+                _target(
+                    "colbert.indexing.collection_encoder:CollectionEncoder.encode_passages",
+                    "passages:encode_passages",
+                    "5f34c7ba",
+                ),
+                _target("colbert.modeling.colbert:ColBERT.compute_ib_loss", "training:compute_ib_loss", "d234b9b5"),
+                _target("colbert.modeling.colbert:colbert_score", "scoring:colbert_score", "869cd30c"),
+                _target("colbert.modeling.colbert:colbert_score_packed", "scoring:colbert_score_packed", "97c5c0e2"),
+                _target("colbert.modeling.colbert:colbert_score_reduce", "scoring:colbert_score_reduce", "0592c0d8"),
+                Target(
+                    f"{_CODEC}.compress",
+                    "li_plugins_colbert.codec:compress",
+                    bodies={_RELEASES: "173e7e79"},
+                    explain="li_plugins_colbert.codec:explain_compress",
+                    also={
+                        f"{_CODEC}.compress_into_codes": [_ASSIGNED],
+                        f"{_CODEC}.binarize": [_BINARIZED],
+                        f"{_CODEC}.lookup_centroids": [_LOOKED_UP],
+                    },
+                ),
+                _target(f"{_CODEC}.compress_into_codes", "codec:compress_into_codes", _ASSIGNED),
+                _target(f"{_CODEC}.binarize", "codec:binarize", _BINARIZED),
+                _target(f"{_CODEC}.decompress", "codec:decompress", "85e65450"),
+                _target(
+                    "colbert.indexing.collection_indexer:compute_faiss_kmeans",
+                    "clustering:compute_faiss_kmeans",
+                    "e992541c",
+                ),
+                _target(
+                    "colbert.search.index_storage:IndexScorer.score_pids",
+                    "search:score_pids",
+                    {"0.2.21": "4e8d2c47", "0.2.22": "f943f320"},
+                ),
+            ],
+        )
+    ]

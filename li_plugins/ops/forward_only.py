@@ -1,0 +1,55 @@
+"""One torch op without a gradient for each operation: define, impl, fake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import torch
+
+from li_plugins.ops import dispatch
+
+
+class ForwardOnly(Protocol):
+    """What ``Kernel.load`` names for these operations, beside ``supports``."""
+
+    def forward(self, problem: Any) -> Any:
+        """Return what the op returns; nothing of it shares memory with an input."""
+
+
+def register(
+    name: str,
+    schema: str,
+    problem_of: Callable[..., Any],
+    check: Callable[[Any], None],
+    empty: Callable[[Any], Any],
+) -> Any:
+    """Register the torch op ``li_plugins::<name>`` and return it; the registry lists its kernels under ``name``.
+
+    Parameters
+    ----------
+    name
+        Name of the operation.
+    schema
+        Arguments and results: ``"(Tensor rows, int count) -> (Tensor, Tensor)"``.
+    problem_of
+        Makes the problem of the arguments; see ``described``.
+    check
+        Raises ``BadInput`` for values that have no meaning; called before a kernel runs.
+    empty
+        Returns uninitialised tensors in the shapes and dtypes of the results.
+    """
+    qualified = f"li_plugins::{name}"
+    torch.library.define(qualified, schema, tags=torch.Tag.pt2_compliant_tag)
+
+    def impl(*arguments: Any) -> Any:
+        problem = problem_of(*arguments)
+        check(problem)
+        return dispatch.run(name, problem, "scores", lambda kernel: cast(ForwardOnly, kernel).forward(problem))
+
+    def fake(*arguments: Any) -> Any:
+        return empty(problem_of(*arguments))
+
+    torch.library.impl(qualified, "default")(impl)
+    torch.library.register_fake(qualified)(fake)
+    return getattr(torch.ops.li_plugins, name).default

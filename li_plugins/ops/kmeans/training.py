@@ -1,0 +1,60 @@
+"""Lloyd's iterations: rows drawn at random, then assignment and update in turn, with clusters kept alive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from li_plugins.errors import BadInput
+from li_plugins.ops.kmeans.problem import accumulation
+
+ROWS_AT_ONCE = 2**17
+"""Most rows of which copies in the dtype of accumulation exist at a time."""
+
+
+def train(
+    rows: Tensor,
+    clusters: int,
+    iterations: int,
+    seed: int,
+    max_rows_per_cluster: int | None,
+    assign: Callable[..., tuple[Tensor, Tensor]],
+    cluster_sums: Callable[..., tuple[Tensor, Tensor]],
+) -> Tensor:
+    """Return the centroids; see ``kmeans``, which passes the two operations."""
+    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same draws for every device
+    if max_rows_per_cluster is not None and rows.shape[0] > clusters * max_rows_per_cluster:
+        chosen = torch.randperm(rows.shape[0], generator=generator)[: clusters * max_rows_per_cluster]
+        rows = rows[chosen.to(rows.device)]
+    squares = _squares(rows)
+    if not bool(squares.isfinite().all()):
+        raise BadInput("the rows of kmeans are finite", "NaN, an infinity or an overflow", "leave these rows out")
+    first = torch.randperm(rows.shape[0], generator=generator)[:clusters]
+    centroids = rows[first.to(rows.device)].to(accumulation(rows))
+    for _ in range(iterations):
+        codes, best = assign(rows, centroids, by="distance")
+        sums, sizes = cluster_sums(rows, codes, clusters)
+        centroids = torch.where(sizes[:, None] > 0, sums / sizes.clamp(min=1)[:, None], centroids)
+        vacant = (sizes == 0).nonzero().flatten()
+        if vacant.numel():
+            distances = (squares - 2 * best).clamp_(min=0)
+            seeds = _drawn(distances, vacant.numel(), generator)
+            centroids[vacant[: seeds.numel()]] = rows[seeds].to(centroids.dtype)
+    return centroids
+
+
+def _squares(rows: Tensor) -> Tensor:
+    """Return the squared norms, ``[N]``."""
+    dtype = accumulation(rows)
+    return torch.cat([block.to(dtype).square().sum(1) for block in rows.split(ROWS_AT_ONCE)])
+
+
+def _drawn(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw up to ``count`` different indices in proportion to ``weights``; those of weight 0 never."""
+    # The greatest of weight / -log(u) are such a sample (Efraimidis and Spirakis), however many weights there are.
+    uniform = torch.rand(weights.shape[0], generator=generator, dtype=torch.float64).to(weights.device)
+    keys = weights.double() / -uniform.clamp_(min=torch.finfo(torch.float64).tiny).log_()
+    values, indices = keys.topk(min(count, weights.shape[0]))
+    return indices[values > 0]

@@ -1,0 +1,181 @@
+"""An index built and searched with the plugin, against the library by itself, and each against the other's files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_colbert
+import torch
+from colbert.modeling.colbert import ColBERT
+from colbert.search.index_storage import IndexScorer
+from conftest import Library
+from li_plugins_colbert.extensions import StandIn
+
+QUERIES = tiny_colbert.passages()[::7]
+
+
+def ranking(searcher: Any, k: int = 10, **options: Any) -> list[tuple[list[int], list[float]]]:
+    found = [searcher.search(query, k=k, **options) for query in QUERIES]
+    return [(pids, scores) for pids, _, scores in found]
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """Compare rankings; documents may change places where their scores are within rounding."""
+    for (pids, scores), (their_pids, their_scores) in zip(found, expected, strict=True):
+        assert scores == pytest.approx(their_scores, abs=1e-4)
+        for place, (mine, theirs) in enumerate(zip(pids, their_pids, strict=True)):
+            assert mine == theirs or scores[place] == pytest.approx(scores[pids.index(theirs)], abs=1e-4)
+
+
+def artifacts(folder: Path) -> dict[str, Any]:
+    return {path.name: torch.load(path) for path in sorted(folder.glob("*.pt"))}
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    return tiny_colbert.passages()
+
+
+@pytest.mark.parametrize("nbits", [1, 2, 4])
+def test_built_and_searched(
+    checkpoint: Path, tmp_path: Path, texts: list[str], library: Library, nbits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile_nothing(**arguments: Any) -> None:
+        raise AssertionError(f"compiles {arguments['name']}")
+
+    for module in ("colbert.modeling.colbert", "colbert.search.strided_tensor", "colbert.search.index_storage"):
+        monkeypatch.setattr(f"{module}.load", compile_nothing)
+    index = tiny_colbert.build(checkpoint, tmp_path, texts, nbits=nbits)
+    ours = tiny_colbert.searcher(checkpoint, tmp_path, texts, nbits=nbits)
+    assert isinstance(IndexScorer.filter_pids, StandIn)
+    assert isinstance(ColBERT.segmented_maxsim, StandIn)
+    found, listed = ranking(ours), ranking(ours, pids=list(range(0, 60, 2)))
+    with library():
+        theirs = tiny_colbert.searcher(checkpoint, tmp_path, texts, nbits=nbits)
+        assert_same(found, ranking(theirs))
+        assert_same(listed, ranking(theirs, pids=list(range(0, 60, 2))))
+        own = tiny_colbert.build(checkpoint, tmp_path, texts, name="own", nbits=nbits)
+        expected = ranking(tiny_colbert.searcher(checkpoint, tmp_path, texts, name="own", nbits=nbits))
+    mine, library_files = artifacts(index), artifacts(own)
+    assert mine.keys() == library_files.keys()
+    for name in ("0.codes.pt", "0.residuals.pt", "centroids.pt"):
+        assert (mine[name].dtype, mine[name].shape) == (library_files[name].dtype, library_files[name].shape)
+    assert [type(part) for part in mine["buckets.pt"]] == [type(part) for part in library_files["buckets.pt"]]
+    # the library's index, searched by ours
+    found = ranking(tiny_colbert.searcher(checkpoint, tmp_path, texts, name="own", nbits=nbits))
+    assert_same(found, expected)
+
+
+def test_a_text_finds_itself_and_scores_are_counted(
+    checkpoint: Path, tmp_path: Path, texts: list[str], li_plugins_counts: Any
+) -> None:
+    tiny_colbert.build(checkpoint, tmp_path, texts)
+    searcher = tiny_colbert.searcher(checkpoint, tmp_path, texts)
+    assert [pids[0] for pids, _ in ranking(searcher, k=3)] == list(range(0, 60, 7))
+    few = ranking(searcher, k=3, filter_fn=lambda pids: pids[pids < 20])
+    assert all(pid < 20 for pids, _ in few for pid in pids)
+    calls = li_plugins_counts.calls
+    assert calls["colbert.indexing.codecs.residual:ResidualCodec.compress"] == 1
+    assert calls["colbert.indexing.collection_indexer:compute_faiss_kmeans"] == 1
+    assert calls["colbert.search.index_storage:IndexScorer.score_pids"] == 2 * len(QUERIES)
+    assert calls["colbert.modeling.colbert:ColBERT.mask"] > 0
+
+
+@pytest.mark.allow_fallback(reason="several queries that are compared with a document each are the library's to score")
+def test_full_length_queries(checkpoint: Path, tmp_path: Path, texts: list[str], library: Library) -> None:
+    tiny_colbert.build(checkpoint, tmp_path, texts)
+    found = ranking(tiny_colbert.searcher(checkpoint, tmp_path, texts), full_length_search=True)
+    with library():
+        assert_same(found, ranking(tiny_colbert.searcher(checkpoint, tmp_path, texts), full_length_search=True))
+
+
+def encoder(checkpoint: Path, root: Path) -> Any:
+    from colbert.indexing.collection_encoder import CollectionEncoder
+    from colbert.modeling.checkpoint import Checkpoint
+
+    config = tiny_colbert.config(checkpoint, root)
+    return CollectionEncoder(config, Checkpoint(str(checkpoint), colbert_config=config))
+
+
+def test_the_sample_is_not_encoded_twice(checkpoint: Path, tmp_path: Path, texts: list[str], library: Library) -> None:
+    ours = encoder(checkpoint, tmp_path)
+    encoded: list[int] = []
+    own = ours.checkpoint.docFromText
+    ours.checkpoint.docFromText = lambda docs, **options: encoded.append(len(docs)) or own(docs, **options)
+    with library():
+        expected, lengths = ours.encode_passages(texts)
+    first, again = ours.encode_passages(texts), ours.encode_passages(list(texts))
+    assert encoded == [60, 60]
+    assert torch.equal(first[0], expected)
+    assert torch.equal(again[0].half(), expected.half())
+    assert again[0].dtype is expected.dtype
+    assert first[1] == again[1] == lengths
+    # once: a third call encodes, as do other passages, or the same in another order
+    ours.encode_passages(texts)
+    other, _ = ours.encode_passages(texts[::-1])
+    assert encoded == [60, 60, 60, 60]
+    with library():
+        assert torch.equal(other, ours.encode_passages(texts[::-1])[0])
+
+
+@pytest.mark.allow_fallback(reason="there is nothing to encode")
+def test_no_passage(checkpoint: Path, tmp_path: Path) -> None:
+    assert encoder(checkpoint, tmp_path).encode_passages([]) == (None, None)
+
+
+def test_masks(checkpoint: Path, tmp_path: Path) -> None:
+    from li_plugins.testing.parity import call_unpatched
+
+    model = ColBERT(str(checkpoint), tiny_colbert.config(checkpoint, tmp_path))
+    ids = torch.randint(0, 60, (7, 30))
+    for tokens in (ids, ids.int(), ids[:, ::2], ids[:0]):
+        for skiplist in (model.skiplist, [], [5, 17, 2**40], {"!": True}):
+            ours = model.mask(tokens, skiplist)
+            assert ours == call_unpatched(model.mask, tokens, skiplist)
+            assert all(type(flag) is bool for row in ours for flag in row)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+
+import tiny_colbert
+
+if __name__ == "__main__":
+    checkpoint, root = map(Path, sys.argv[1:])
+    texts = tiny_colbert.passages()
+    from colbert import Indexer
+    from colbert.infra import Run, RunConfig
+
+    with Run().context(RunConfig(nranks=1, root=str(root), experiment="tests")):
+        settings = tiny_colbert.config(checkpoint, root, avoid_fork_if_possible=False)
+        Indexer(checkpoint=str(checkpoint), config=settings, verbose=0).index(name="index", collection=texts)
+    searcher = tiny_colbert.searcher(checkpoint, root, texts)
+    print("found", searcher.search(texts[14], k=1)[0])
+"""
+
+
+def test_children_of_the_indexer_need_no_compiler_either(checkpoint: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "LI_PLUGINS": "colbert", "CXX": "/nonexistent"}
+    environment["TORCH_EXTENSIONS_DIR"] = str(tmp_path / "extensions")
+    done = subprocess.run(
+        [sys.executable, str(script), str(checkpoint), str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "found [14]" in done.stdout
+    assert not (tmp_path / "extensions").exists()
+    metadata = json.loads((tmp_path / "tests/indexes/index/metadata.json").read_text())
+    assert metadata["num_chunks"] == 1
