@@ -105,6 +105,29 @@ def measure(call: Callable[[], Any], device: str, milliseconds: int = 300) -> Ti
     return Timing(median, p20, p80, host_us)
 
 
+def graph_ms(call: Callable[[], Any], milliseconds: int = 150) -> float | None:
+    """Return the median of replaying a call as a CUDA graph: what the device takes, however slow the host is.
+
+    ``None`` where the call cannot be captured.
+    """
+    from triton.testing import do_bench
+
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    except RuntimeError:  # it waits for the device, or asks for what a capture does not give
+        torch.cuda.synchronize()
+        return None
+    return float(do_bench(graph.replay, warmup=20, rep=milliseconds, return_mode="median"))
+
+
 def _synchronized_ms(call: Callable[[], Any]) -> float:
     torch.cuda.synchronize()
     start = time.perf_counter()

@@ -8,6 +8,8 @@ A contestant's scores, and its gradients in a step, are first compared with floa
 as a whole may be one rounding step of the inputs' dtype, or torch's own error in that dtype up to four steps; otherwise
 the contestant gets no row. torch itself is what the libraries run: it is timed whatever its error.
 
+``ms`` is what a user waits for on that machine; ``graph_ms`` is the same call replayed as a CUDA graph, without its host.
+
 TFLOP/s counts ``2 * pairs * Lq * Ld * d`` for a forward and three times that for a step, over true lengths. GB/s counts
 each embedding once, read, and in a step also its gradient, written.
 """
@@ -24,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, measure, peak_mib, provenance, save
+from common import RESULTS, graph_ms, measure, peak_mib, provenance, save
 from torch import Tensor
 from torch.nn import functional
 
@@ -289,6 +291,7 @@ def rows(work: Workload, device: str, who: re.Pattern[str], common: dict[str, st
             print(f"# {work.name}: {name} is wrong by {found}, allowed is {budget}; not timed", file=sys.stderr)
             continue
         timing = measure(lambda call=call: run(inputs, call), device)
+        replayed = graph_ms(lambda call=call: run(inputs, call)) if device == "cuda" and timing.median < 60 else None
         passes = 3 if work.loss else 1
         operations = 2 * passes * work.a * inputs.tokens * work.lq * work.d
         elements = (inputs.queries.numel() + inputs.documents.numel()) * (2 if work.loss else 1)
@@ -299,6 +302,7 @@ def rows(work: Workload, device: str, who: re.Pattern[str], common: dict[str, st
             "p20": f"{timing.p20:.4f}",
             "p80": f"{timing.p80:.4f}",
             "host_us": f"{timing.host_us:.1f}",
+            "graph_ms": "" if replayed is None else f"{replayed:.4f}",
             "tflops": f"{operations / timing.median / 1e9:.1f}",
             "gb_per_s": f"{elements * inputs.queries.element_size() / timing.median / 1e6:.0f}",
             "peak_mib": f"{peak_mib(lambda call=call: run(inputs, call), device):.1f}",
@@ -331,7 +335,8 @@ def main() -> int:
             save(arguments.output, [row], KEY)
             print(
                 f"{row['workload']:48} {row['who']:34} {row['ms']:>9} ms {row['tflops']:>6} TFLOP/s",
-                f"{row['gb_per_s']:>5} GB/s {row['peak_mib']:>8} MiB {row['host_us']:>7} us host  error {row['error']}",
+                f"{row['gb_per_s']:>5} GB/s {row['peak_mib']:>8} MiB {row['host_us']:>7} us host",
+                f"{row['graph_ms'] or '-':>8} ms graph  error {row['error']}",
                 flush=True,
             )
         right &= "li-plugins" in names or not arguments.who.search("li-plugins")

@@ -59,6 +59,13 @@ VARIABLES = (
         "The kernel to prefer wherever it supports the request; read by `li_plugins.ops`.",
     ),
     Variable(
+        "LI_PLUGINS_WINNERS",
+        "MiB",
+        "`8192`",
+        "Most memory that one MaxSim of all queries with all documents keeps for its backward. Where it would be more, "
+        "nothing is kept, and each gradient costs one more forward; read by `li_plugins.ops` when it is imported.",
+    ),
+    Variable(
         "LI_PLUGINS_COLPALI_FLOOR",
         "`1`, `0`",
         "`1`",

@@ -25,9 +25,18 @@ class Operation:
     forward_op: Any
     backward_op: Any
 
+    keeps_winners: Callable[[Any], bool]
+    """Whether the winners of a problem are kept for its backward."""
+    gradients_again: Callable[[Operation, Any, Tensor, bool, bool], tuple[Tensor | None, Tensor | None]] | None
+    """The gradients of a problem whose winners were not kept."""
+
     def forward(self, problem: Any, want_winners: bool) -> tuple[Tensor, Tensor | None]:
-        """Run the kernel that is planned for the problem."""
+        """Return the scores, and what the backward needs if it is wanted and kept."""
         self.check(problem)
+        return self.run_forward(problem, want_winners and self.keeps_winners(problem))
+
+    def run_forward(self, problem: Any, want_winners: bool) -> tuple[Tensor, Tensor | None]:
+        """Run the kernel that is planned for the problem."""
         phase: dispatch.Phase = "winners" if want_winners else "scores"
         scores, winners = dispatch.run(
             self.kernels, problem, phase, lambda kernel: kernel.forward(problem, want_winners)
@@ -37,8 +46,16 @@ class Operation:
     def backward(
         self, grad_scores: Tensor, winners: Tensor, described: tuple[Any, ...], need_queries: bool, need_documents: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Run the backward of the kernel that is planned for the problem, described by the plain arguments."""
+        """Return the gradients that are needed of the problem, described by the plain arguments."""
         problem = self.problem_of(*described)
+        if self.gradients_again is not None and not self.keeps_winners(problem):
+            return self.gradients_again(self, problem, grad_scores, need_queries, need_documents)
+        return self.run_backward(problem, grad_scores, winners, need_queries, need_documents)
+
+    def run_backward(
+        self, problem: Any, grad_scores: Tensor, winners: Tensor, need_queries: bool, need_documents: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Run the backward of the kernel that is planned for the problem."""
         grad_queries, grad_documents = dispatch.run(
             self.kernels,
             problem,
@@ -89,7 +106,7 @@ class MaxSim(torch.autograd.Function):
         """Return the scores and keep what the backward reads."""
         result, winners = operation.forward(problem, True)
         ctx.operation = operation
-        _keep(ctx, operation, winners, described)
+        _keep(ctx, operation, queries.new_empty(0) if winners is None else winners, described)
         return result
 
     @staticmethod
@@ -106,8 +123,8 @@ class MaxSim(torch.autograd.Function):
         return *ctx.operation.backward(grad_scores, winners, described, need_queries, need_documents), None, None, None
 
 
-def _keep(ctx: Any, operation: Operation, winners: Tensor | None, described: tuple[Any, ...]) -> None:
-    unread = operation.unread(described)
+def _keep(ctx: Any, operation: Operation, winners: Tensor, described: tuple[Any, ...]) -> None:
+    unread = operation.unread(described) if winners.numel() else ()
     described = tuple(None if place in unread else value for place, value in enumerate(described))
     tensors = [value if isinstance(value, Tensor) else None for value in described]
     ctx.save_for_backward(winners, *tensors)
@@ -133,6 +150,8 @@ def register(
     problem_of: Callable[..., Any],
     check: Callable[[Any], None],
     unread: Callable[[tuple[Any, ...]], tuple[int, ...]] = lambda described: (),
+    keeps_winners: Callable[[Any], bool] = lambda problem: True,
+    gradients_again: Callable[..., tuple[Tensor | None, Tensor | None]] | None = None,
 ) -> Operation:
     """Register ``name`` and ``name_backward``; both take the problem as plain arguments.
 
@@ -154,6 +173,10 @@ def register(
         Raises ``BadInput`` for values that have no meaning; called before a kernel runs.
     unread
         Says which of the plain arguments no backward reads.
+    keeps_winners
+        Says, from metadata, whether winners are kept for the backward.
+    gradients_again
+        Returns the gradients where they are not.
     """
     forward_name, backward_name = f"li_plugins::{name}", f"li_plugins::{name}_backward"
     schema = f"Tensor queries, Tensor documents, {arguments}"
@@ -168,7 +191,7 @@ def register(
     namespace = torch.ops.li_plugins
     forward_op, backward_op = getattr(namespace, name).default, getattr(namespace, f"{name}_backward").default
 
-    operation = Operation(op, problem_of, check, unread, forward_op, backward_op)
+    operation = Operation(op, problem_of, check, unread, forward_op, backward_op, keeps_winners, gradients_again)
 
     def forward_impl(*arguments: Any) -> tuple[Tensor, Tensor]:
         *described, want_winners = arguments
@@ -180,7 +203,8 @@ def register(
         *described, want_winners = arguments
         problem = problem_of(*described)
         scores = problem.queries.new_empty(problem.scores_shape, dtype=problem.out_dtype)
-        return scores, scores.new_empty(problem.winners_shape if want_winners else 0, dtype=problem.winners_dtype)
+        kept = problem.winners_shape if want_winners and keeps_winners(problem) else (0,)
+        return scores, scores.new_empty(kept, dtype=problem.winners_dtype)
 
     def backward_impl(grad_scores: Tensor, winners: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
         *described, need_queries, need_documents = arguments

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from li_plugins.ops import autograd
 from li_plugins.ops.masks import MaskRule
-from li_plugins.ops.maxsim import contract
+from li_plugins.ops.maxsim import contract, recompute
 from li_plugins.ops.maxsim.problem import Layout, Problem
 
 _DENSE = "Tensor? query_weights, Tensor? document_mask, Tensor? document_lengths"
@@ -91,7 +91,14 @@ def _unread_packed(described: tuple[Any, ...]) -> tuple[int, ...]:
 
 
 DENSE = autograd.register(
-    "maxsim", "maxsim", f"{_DENSE}, {_RULE}", _dense_problem, contract.check_values, _unread_dense
+    "maxsim",
+    "maxsim",
+    f"{_DENSE}, {_RULE}",
+    _dense_problem,
+    contract.check_values,
+    _unread_dense,
+    recompute.keeps_winners,
+    recompute.gradients,
 )
 PACKED = autograd.register(
     "maxsim_packed", "maxsim", f"{_PACKED}, {_RULE}", _packed_problem, contract.check_values, _unread_packed
