@@ -8,7 +8,7 @@ A contestant's scores, and its gradients in a step, are first compared with floa
 as a whole may be one rounding step of the inputs' dtype, or torch's own error in that dtype up to four steps; otherwise
 the contestant gets no row. torch itself is what the libraries run: it is timed whatever its error.
 
-``ms`` is what a user waits for on that machine; ``graph_ms`` is the same call replayed as a CUDA graph, without its host.
+``ms`` is what a user waits for on that machine; ``graph_ms`` is the call replayed as a CUDA graph, without its host.
 
 TFLOP/s counts ``2 * pairs * Lq * Ld * d`` for a forward and three times that for a step, over true lengths. GB/s counts
 each embedding once, read, and in a step also its gradient, written.
