@@ -78,11 +78,10 @@ class DocumentGradient(NamedTuple):
 
 
 class Sorting(NamedTuple):
-    """How a document's winners are sorted: into ``BINS`` bins of ``BIN`` tokens; ``TOKENS`` number those of a query."""
+    """How a document's winners are sorted: into ``BINS`` bins of ``BIN`` tokens."""
 
     BIN: int
     BINS: int
-    TOKENS: int
     options: Options
 
 
@@ -190,13 +189,10 @@ def document_gradient(sizes: Sizes) -> DocumentGradient:
 @lru_cache(maxsize=4096)
 def sorting(sizes: Sizes) -> Sorting | None:
     """Choose how winners are sorted; ``None`` where sorting does not pay, or a place among them needs 64 bits."""
-    tokens = power_of_two(sizes.query_length)
-    if sizes.layout != "CROSS" or sizes.queries * sizes.query_length < SORTED_FROM:
-        return None
-    if sizes.queries * tokens * SORTED_BIN >= 2**31:
+    if sizes.layout != "CROSS" or not SORTED_FROM <= sizes.queries * sizes.query_length < 2**31:
         return None
     bins = power_of_two(-(-sizes.document_length // SORTED_BIN) + 1, 16)
-    return Sorting(SORTED_BIN, bins, tokens, Options(4, 1))
+    return Sorting(SORTED_BIN, bins, Options(4, 1))
 
 
 @lru_cache(maxsize=4096)
