@@ -174,8 +174,8 @@ def _by_sorting(
     adding = tuning.sorted_gradient(sizes)
     slots = sizes.queries * sizes.query_length
     chunks = -(-slots // CHUNK)
-    # sorted winners take little more memory than the winners do, so documents go in groups of one size
-    budget = max(LEAST_ORDER, winners.numel() * winners.element_size() * 17 // 16)
+    # sorted winners take less memory than the winners do, so documents go in groups of one size
+    budget = max(LEAST_ORDER, winners.numel() * winners.element_size() * 3 // 4)
     dtype = torch.int16 if slots <= 2**16 else torch.int32
     groups = -(-sizes.documents * (dtype.itemsize * slots + 4 * sorting.BINS * chunks) // budget)
     together = -(-sizes.documents // groups)
