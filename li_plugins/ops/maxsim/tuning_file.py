@@ -60,12 +60,18 @@ def check() -> str:
     Raises
     ------
     BadInput
-        When ``LI_PLUGINS_TUNING`` is 0, or something else is in the file's place.
+        When ``LI_PLUGINS_TUNING`` is 0, something else is in the file's place, or its folder cannot be written.
     """
     path = location()
     if path is None:
         raise BadInput("a place for the rows", "LI_PLUGINS_TUNING=0", "unset it, or name a file, or ask for a dry run")
     _read(path)
+    folder = os.path.dirname(os.path.realpath(path))
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        found = f"{folder}, where nothing can be written"
+        raise BadInput(f"a place for {path}", found, "name another file with LI_PLUGINS_TUNING, or ask for a dry run")
     return path
 
 
