@@ -221,7 +221,8 @@ def query_gradient(sizes: Sizes, card: Card) -> QueryGradient:
     """Choose the blocks of the queries' gradient: few rows, so that many programs gather at once."""
     row = stored("queries", sizes, card)
     if row is not None:
-        return QueryGradient(_number(row, "ROWS"), _number(row, "VISITS"), _number(row, "BLOCK_D"), _options(row))
+        block_d = min(_number(row, "BLOCK_D"), power_of_two(sizes.width, 16))
+        return QueryGradient(_number(row, "ROWS"), _number(row, "VISITS"), block_d, _options(row))
     block_d = min(power_of_two(sizes.width, 16), 128)
     if sizes.queries * sizes.query_length >= 16_384 and sizes.query_length > 8:
         return QueryGradient(16, 2, block_d, Options(4, 3))
@@ -254,7 +255,8 @@ def sorted_gradient(sizes: Sizes, card: Card) -> SortedGradient:
     """Choose how sorted rows are added: few warps each, which leaves room for many."""
     row = stored("documents", sizes, card)
     if row is not None:
-        return SortedGradient(_number(row, "ENTRIES"), _number(row, "BLOCK_D"), _options(row))
+        block_d = min(_number(row, "BLOCK_D"), power_of_two(sizes.width, 16))
+        return SortedGradient(_number(row, "ENTRIES"), block_d, _options(row))
     return SortedGradient(64, min(power_of_two(sizes.width, 16), 128), Options(2, 3, 168))
 
 
