@@ -10,6 +10,7 @@ from li_plugins.ops.maxsim import tuning
 from li_plugins.ops.maxsim.problem import Problem
 from li_plugins.ops.maxsim.triton_arguments import (
     INTERPRETED,
+    card_of,
     counts,
     document_strides,
     plain,
@@ -52,7 +53,7 @@ def query_gradient(problem: Problem, grad_scores: Tensor, winners: Tensor) -> Te
     documents = rows(problem.documents)
     gradient = _gradient_of(problem.queries, zeros=problem.query_offsets is not None)
     sizes = sizes_of(problem)
-    *blocks, options = chosen = tuning.query_gradient(sizes)
+    *blocks, options = chosen = tuning.query_gradient(sizes, card_of(problem.queries.device))
     programs = sizes.queries * -(-sizes.query_length // chosen.ROWS) * -(-sizes.width // chosen.BLOCK_D)
     order, segments = _visiting_order(problem.pair_queries, sizes.queries)
     if programs and gradient.numel():
@@ -171,7 +172,7 @@ def _by_sorting(
     gradient: Tensor,
 ) -> None:
     queries = rows(problem.queries)
-    adding = tuning.sorted_gradient(sizes)
+    adding = tuning.sorted_gradient(sizes, card_of(problem.queries.device))
     slots = sizes.queries * sizes.query_length
     chunks = -(-slots // CHUNK)
     # sorted winners take less memory than the winners do, so documents go in groups of one size
