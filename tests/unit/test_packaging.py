@@ -24,7 +24,8 @@ def test_the_extra_of_an_adapter_is_its_tested_range(plugin):
     assert adapters, "a plugin of ours that offers nothing"
     for adapter in adapters:
         tested = Requirement(adapter.requires)
-        assert offered_by(adapter.name.replace("_", "-")) == [(tested.name, tested.specifier)]
+        # an extra may also bound what the library forgot to
+        assert (tested.name, tested.specifier) in offered_by(adapter.name.replace("_", "-"))
 
 
 def test_every_adapter_of_ours_is_checked():

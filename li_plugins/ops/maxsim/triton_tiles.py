@@ -43,7 +43,10 @@ def load_rows(rows, live, dims, DIM: tl.constexpr, EVEN: tl.constexpr, INTERPRET
     ``live`` is a vector or a scalar. ``EVEN`` says that no dimension reaches ``DIM``. Triton's interpreter does not
     compute in bf16: it gets fp32.
     """
-    is_live = live[:, None] if len(live.shape) == 1 else live
+    if len(live.shape) == 1:
+        is_live = live[:, None]
+    else:  # the interpreter of triton 3.9 takes no scalar for a mask
+        is_live = tl.full([1, 1], 1, tl.int1) & live
     if EVEN:
         tile = tl.load(rows[:, None] + dims[None, :], mask=is_live, other=0.0)
     else:
@@ -56,6 +59,8 @@ def load_rows(rows, live, dims, DIM: tl.constexpr, EVEN: tl.constexpr, INTERPRET
 @triton.jit
 def load_factor(factor, index, live, INTERPRET: tl.constexpr):
     """Load query weights or a document mask, in its own dtype; 0 where dead."""
+    if INTERPRET:  # that of triton 3.9 makes a number of a vector's and a scalar's conjunction
+        live = live != 0
     value = tl.load(factor + index, mask=live, other=0)
     if INTERPRET and value.dtype == tl.bfloat16:
         value = value.to(tl.float32)
