@@ -114,7 +114,7 @@ def forward(sizes: Sizes, want_winners: bool, card: Card) -> Forward:
     Tall tiles, so that a document's tokens travel to a multiprocessor seldom; few registers, so that two programs share
     it and one multiplies while the other looks for maxima.
     """
-    near, far = _dimensions(sizes.width, sizes.element_size)
+    near, far = dimensions(sizes.width, sizes.element_size)
     row_bytes = (near + far) * sizes.element_size
     in_one = near + far >= sizes.width
     is_cross = sizes.layout == "CROSS"
@@ -205,7 +205,7 @@ def sorted_gradient(sizes: Sizes) -> SortedGradient:
     return SortedGradient(64, min(power_of_two(sizes.width, 16), 128), Options(2, 3, 168))
 
 
-def _dimensions(width: int, element_size: int) -> tuple[int, int]:
+def dimensions(width: int, element_size: int) -> tuple[int, int]:
     """Return the powers of two whose sum holds ``width`` with little to spare, or a step that goes through it."""
     if element_size == 4:
         return 16, 0  # few sums at a time round less

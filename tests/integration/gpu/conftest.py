@@ -8,4 +8,4 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "unit" / "ops"))
-pytest.register_assert_rewrite("maxsim_triton_cases")
+pytest.register_assert_rewrite("maxsim_triton_cases", "smooth_maxsim_triton_cases")
