@@ -177,7 +177,7 @@ def _in_range(problem: SmoothProblem, grad_scores: Tensor, dim: int | None) -> t
     ``dim`` of the scores meets in one sum; ``None``: each score is one of its own.
     """
     grad_scores = grad_scores.float()
-    if problem.queries.dtype is not torch.float16:
+    if problem.queries.dtype is not torch.float16 or not grad_scores.numel():
         return grad_scores, None
     largest: Any = grad_scores.abs() if dim is None else grad_scores.abs().amax(dim, keepdim=True)
     factors = torch.where(largest > 0, largest, 1.0) / LARGEST_SHARE

@@ -302,8 +302,9 @@ def test_a_gradient_that_is_no_number_stays_with_its_pair(dtype, number):
     ],
     ids=by_name,
 )
-def test_nothing_to_score(layout, sizes):
-    check(random_problem(layout, **{"queries": 1, "documents": 2, **sizes}))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=by_name)
+def test_nothing_to_score(layout, sizes, dtype):
+    check(random_problem(layout, dtype=dtype, **{"queries": 1, "documents": 2, **sizes}))
 
 
 @pytest.mark.parametrize(
