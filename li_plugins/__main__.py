@@ -17,6 +17,7 @@ from li_plugins.errors import BadInput, LiPluginsError, UnknownAdapter
 if TYPE_CHECKING:
     from li_plugins.api import Target
     from li_plugins.host.session import Session
+    from li_plugins.ops.maxsim.tuning_search import Outcome
 
 SOMETHING_WRONG, BAD_USAGE = 1, 2
 
@@ -207,6 +208,86 @@ def _arguments(
             f"{error}; a method is explained in Python: li_plugins.explain(it.method, ...)"
         ) from error
     return built
+
+
+_COUNT = click.IntRange(min=1)
+
+
+@cli.command()
+@click.option("--queries", type=_COUNT, default=256, show_default=True, help="Queries of a batch.")
+@click.option("--documents", type=_COUNT, default=512, show_default=True, help="Documents, or candidates of a query.")
+@click.option("--query-length", type=_COUNT, default=32, show_default=True, help="Tokens of a query.")
+@click.option("--document-length", type=_COUNT, default=180, show_default=True, help="Tokens of a document.")
+@click.option("--dim", "width", type=_COUNT, default=128, show_default=True, help="Numbers of a token's embedding.")
+@click.option(
+    "--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), default="bfloat16", show_default=True,
+    help="Dtype of the embeddings.",
+)  # fmt: skip
+@click.option("--candidates", is_flag=True, help="Each query has documents of its own, as in distillation.")
+@click.option("--dry-run", is_flag=True, help="Measure, and store nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def tune(dtype: str, dry_run: bool, as_json: bool, **sizes: Any) -> int:
+    """Measure MaxSim's blocks on this GPU.
+
+    Blocks that are at least 3 % faster than the built-in ones for this shape are stored where LI_PLUGINS_TUNING says;
+    programs that start later use them for shapes alike. It takes a minute or two, most of it compilation; let nothing
+    else run on the GPU.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise click.UsageError("tune measures on a CUDA device, and torch finds none; `li-plugins doctor` says more")
+    try:
+        from li_plugins.ops.maxsim import tuning_file, tuning_run, tuning_search
+    except ImportError as error:
+        raise click.UsageError(f"tune measures Triton's kernels, which cannot be imported: {error}") from error
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    shape = tuning_run.Shape(dtype=getattr(torch, dtype), **sizes)
+    device = torch.device("cuda", torch.cuda.current_device())
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=as_json) as progress:
+        bars: dict[str, Any] = {}
+
+        def on_trial(phase: str, row: Mapping[str, int | None]) -> None:
+            if phase not in bars:
+                bars[phase] = progress.add_task("", total=tuning_search.most_trials(phase))
+            progress.update(bars[phase], advance=1, description=f"{tuning_run.NAMES[phase]}: {tuning_run.cut(row)}")
+
+        outcomes = tuning_run.tune(shape, device, dry_run=dry_run, on_trial=on_trial)
+        for phase, bar in bars.items():
+            progress.update(bar, completed=tuning_search.most_trials(phase), description=tuning_run.NAMES[phase])
+    path = None if dry_run or not any(outcome.is_better for outcome in outcomes) else tuning_file.location()
+    _show_tuned(outcomes, path, torch.cuda.get_device_name(device), as_json)
+    return 0
+
+
+def _show_tuned(outcomes: Sequence[Outcome], path: str | None, gpu: str, as_json: bool) -> None:
+    """Print what was measured: by phase the built-in blocks, the best ones, and what was stored."""
+    from li_plugins.ops.maxsim import tuning_run
+
+    if as_json:
+        rows = [tuning_run.as_dict(outcome, stored=path is not None and outcome.is_better) for outcome in outcomes]
+        click.echo(json.dumps({"gpu": gpu, "file": path, "rows": rows}, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=gpu)
+    for title in ("kernel", "built-in", "ms", "best", "ms", "gain"):
+        table.add_column(title, justify="right" if title in ("ms", "gain") else "left", overflow="fold")
+    for outcome in outcomes:
+        best = tuning_run.cut(outcome.best) if outcome.best != outcome.builtin else "the built-in"
+        times = f"{outcome.builtin_ms:.4f}", f"{outcome.best_ms:.4f}"
+        builtin = tuning_run.cut(outcome.builtin)
+        table.add_row(tuning_run.NAMES[outcome.phase], builtin, times[0], best, times[1], f"{outcome.gain:.1%}")
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    better = sum(outcome.is_better for outcome in outcomes)
+    if path is not None:
+        click.echo(f"{better} stored in {path}; programs that start from now on use them for shapes alike.")
+    else:
+        click.echo(f"Nothing is stored: {'this is a dry run' if better else 'no row is 3 % faster'}.")
 
 
 @cli.command()

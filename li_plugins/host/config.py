@@ -66,6 +66,13 @@ VARIABLES = (
         "nothing is kept, and each gradient costs one more forward; read by `li_plugins.ops` when it is imported.",
     ),
     Variable(
+        "LI_PLUGINS_TUNING",
+        "a file's path, `0`",
+        "`~/.cache/li_plugins/tuning.json`",
+        "Where `li-plugins tune` stores blocks that are faster on this machine's GPU, and where they are read; `0`: "
+        "the built-in blocks are used; read by `li_plugins.ops`.",
+    ),
+    Variable(
         "LI_PLUGINS_COLPALI_FLOOR",
         "`1`, `0`",
         "`1`",

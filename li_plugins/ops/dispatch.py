@@ -8,7 +8,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
@@ -81,11 +81,18 @@ class Plan:
     implementation: Implementation
     rejected: tuple[tuple[str, str], ...] = ()
     calls: list[int] = field(default_factory=lambda: [0])
+    details: tuple[str, ...] = ()
+    """Lines on one call: its shapes, and how the kernel serves them."""
 
     def __str__(self) -> str:
         request = self.request
         what = f"{request.op} ({request.phase}) {request.dtype} d={request.width} {request.rule} on {request.device}"
-        return "\n".join([f"{what}: {self.kernel.name}", *(f"  not {name}: {why}" for name, why in self.rejected)])
+        lines = [*self.details, *(f"not {name}: {why}" for name, why in self.rejected)]
+        return "\n  ".join([f"{what}: {self.kernel.name}", *lines])
+
+    def of(self, problem: Any) -> Plan:
+        """Return this plan with what there is to say of one call."""
+        return replace(self, details=(_shapes(problem), *_described(self, problem)))
 
 
 _lock = threading.RLock()
@@ -111,6 +118,11 @@ def plan(op: str, problem: Any, phase: Phase = "scores") -> Plan:
         with _lock:
             found = _plans.get(request) or _plans.setdefault(request, _make(request, problem))
     return found
+
+
+def explain(op: str, problem: Any, phase: Phase = "scores") -> Plan:
+    """Return the plan for a call with its shapes, and how the kernel would serve them; nothing is computed."""
+    return plan(op, problem, phase).of(problem)
 
 
 def supports(op: str, problem: Any, phase: Phase = "scores") -> Support:
@@ -199,8 +211,31 @@ def _make(request: Request, problem: Any) -> Plan:
     tally = _tallies.setdefault((label, chosen[0].name), [0])
     plan = Plan(request, *chosen, tuple(rejected), tally)
     _report_preference(plan, candidates)
-    logger.info("li_plugins: %s", plan)
+    if logger.isEnabledFor(logging.INFO):
+        logger.info("li_plugins: %s", plan.of(problem))
     return plan
+
+
+def _shapes(problem: Any) -> str:
+    """Return the layout and the shapes of a call, and the longest query and document of a ragged one."""
+    inputs = ((item.name, getattr(problem, item.name)) for item in fields(problem))
+    line = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs if isinstance(value, torch.Tensor))
+    line += f" -> {tuple(problem.scores_shape)}"
+    if getattr(problem, "query_offsets", None) is not None:
+        line += f", up to {problem.max_query_length} x {problem.max_document_length} tokens"
+    layout = getattr(problem.layout, "name", "")
+    return f"{layout}: {line}" if layout else line
+
+
+def _described(chosen: Plan, problem: Any) -> tuple[str, ...]:
+    """Return what the kernel says of itself, if it says anything; what is said for people must not stop a call."""
+    describe = getattr(chosen.implementation, "describe", None)
+    if describe is None:
+        return ()
+    try:
+        return tuple(describe(problem, chosen.request.phase))
+    except Exception as error:  # a stranger's code; the call itself would show what matters
+        return (f"it cannot describe itself: {type(error).__name__}: {error}",)
 
 
 def _ranked(request: Request, kernels: Sequence[Kernel]) -> list[Kernel]:

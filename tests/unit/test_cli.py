@@ -28,7 +28,7 @@ def test_help_is_quick_and_names_every_command(site):
     """
     done = site.python(code)
     assert done.returncode == 0, done.stderr
-    for command in ("status", "doctor", "run", "explain", "fingerprint"):
+    for command in ("status", "doctor", "run", "explain", "tune", "fingerprint"):
         assert f"  {command}" in done.stdout
 
 
@@ -322,3 +322,78 @@ def test_explain_of_a_function_that_is_not_patched_has_an_exit_code(site, explai
     code, _, error = explain("nowhere:f")
     assert code == 1
     assert "nowhere:f is not there: ModuleNotFoundError" in error
+
+
+# Tune measures on a GPU: here its words, with what was measured made up.
+
+
+def test_tune_needs_a_cuda_device(site):
+    done = run(site, "tune", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert "tune measures on a CUDA device, and torch finds none" in done.stderr
+    done = run(site, "tune", "--dim", "0", "--dtype", "float64")
+    assert done.returncode == 2
+    assert "Invalid value" in done.stderr
+
+
+@pytest.fixture
+def tuned(site, monkeypatch, capsys):
+    """Return a function that runs ``li-plugins tune`` as if there were a GPU: exit code, stdout, stderr."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    from li_plugins.__main__ import main
+    from li_plugins.ops.maxsim import tuning_run
+    from li_plugins.ops.maxsim.tuning_search import Outcome
+
+    asked = []
+
+    def tune(shape, device, *, dry_run, on_trial):
+        asked.append((shape, device, dry_run))
+        options = {"num_warps": 4, "num_stages": 3, "maxnreg": None}
+        forward = {"ROWS": 128, "BLOCK_N": 64, "documents": None, **options}
+        gradient = {"ROWS": 16, "VISITS": 2, "BLOCK_D": 128, **options}
+        on_trial("scores", forward)
+        better = Outcome("scores", "a key", forward, 0.4, {**forward, "ROWS": 256, "documents": 8}, 0.3, 9)
+        return [better, Outcome("queries", "another", gradient, 0.2, gradient, 0.2, 5, ("OutOfResources: memory",))]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card X")
+    monkeypatch.setattr(tuning_run, "tune", tune)
+    monkeypatch.setenv("LI_PLUGINS_TUNING", str(site.path / "rows.json"))
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exit_:
+            main(["tune", *arguments])
+        return (exit_.value.code, *capsys.readouterr())
+
+    call.asked = asked
+    return call
+
+
+def test_tune_shows_a_table(site, tuned):
+    code, out, error = tuned("--queries", "7", "--candidates", "--dtype", "float16", "--dim", "96")
+    assert code == 0, error
+    ((shape, device, dry_run),) = tuned.asked
+    assert (*shape[:5], str(shape.dtype), shape.candidates) == (7, 512, 32, 180, 96, "torch.float16", True)
+    assert (str(device), dry_run) == ("cuda:1", False)
+    assert "Card X" in out
+    line = next(line for line in out.splitlines() if "forward" in line)
+    for cell in ("128 x 64, warps 4, stages 3", "0.4000", "256 x 64, documents 8, warps 4", "0.3000", "25.0%"):
+        assert cell in line
+    line = next(line for line in out.splitlines() if "queries' gradient" in line)
+    assert "the built-in" in line
+    assert f"1 stored in {site.path / 'rows.json'}; programs that start from now on" in out
+    assert "\x1b" not in out
+
+
+def test_a_dry_run_of_tune_in_json(tuned):
+    code, out, _ = tuned("--dry-run", "--json")
+    assert code == 0
+    assert tuned.asked[0][2]
+    found = json.loads(out)
+    assert (found["gpu"], found["file"]) == ("Card X", None)
+    assert [(row["phase"], row["stored"]) for row in found["rows"]] == [("scores", False), ("queries", False)]
+    assert found["rows"][0]["best"]["ROWS"] == 256
+    assert found["rows"][1]["refused"] == ["OutOfResources: memory"]
+    assert "Nothing is stored: this is a dry run." in tuned("--dry-run")[1]

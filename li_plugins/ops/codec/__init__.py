@@ -43,7 +43,7 @@ def compress(embeddings: Tensor, centroids: Tensor, cutoffs: Tensor, *, nbits: i
 
 def explain_compress(embeddings: Tensor, centroids: Tensor, cutoffs: Tensor, *, nbits: int) -> dispatch.Plan:
     """Return the plan of ``compress`` for these arguments; raises as it does."""
-    return dispatch.plan("compress", CompressProblem(*_compress_arguments(embeddings, centroids, cutoffs, nbits)))
+    return dispatch.explain("compress", CompressProblem(*_compress_arguments(embeddings, centroids, cutoffs, nbits)))
 
 
 def binarize(values: Tensor, cutoffs: Tensor, *, nbits: int) -> Tensor:
@@ -71,7 +71,7 @@ def binarize(values: Tensor, cutoffs: Tensor, *, nbits: int) -> Tensor:
 
 def explain_binarize(values: Tensor, cutoffs: Tensor, *, nbits: int) -> dispatch.Plan:
     """Return the plan of ``binarize`` for these arguments; raises as it does."""
-    return dispatch.plan("binarize", BinarizeProblem(*_binarize_arguments(values, cutoffs, nbits)))
+    return dispatch.explain("binarize", BinarizeProblem(*_binarize_arguments(values, cutoffs, nbits)))
 
 
 def decompress(
@@ -110,7 +110,7 @@ def explain_decompress(
 ) -> dispatch.Plan:
     """Return the plan of ``decompress`` for these arguments; raises as it does."""
     arguments = _decompress_arguments(codes, residuals, centroids, bucket_weights, nbits, normalized)
-    return dispatch.plan("decompress", DecompressProblem(*arguments))
+    return dispatch.explain("decompress", DecompressProblem(*arguments))
 
 
 def _compress_arguments(embeddings: Tensor, centroids: Tensor, cutoffs: Tensor, nbits: Any) -> tuple[Any, ...]:

@@ -53,7 +53,7 @@ def explain_assign(rows: Tensor, centroids: Tensor, *, by: Measure = "dot") -> d
     BadInput, NoKernel
         As ``assign`` does.
     """
-    return dispatch.plan("assign", _assign_problem(rows, centroids, by))
+    return dispatch.explain("assign", _assign_problem(rows, centroids, by))
 
 
 def cluster_sums(rows: Tensor, codes: Tensor, clusters: int) -> tuple[Tensor, Tensor]:

@@ -214,7 +214,7 @@ def explain_maxsim(
         As ``maxsim`` does.
     """
     problem = contract.dense(queries, documents, query_weights, document_mask, document_lengths, mask_rule, out_dtype)
-    return dispatch.plan("maxsim", problem, _phase(problem))
+    return dispatch.explain("maxsim", problem, _phase(problem))
 
 
 def explain_maxsim_packed(
@@ -253,7 +253,7 @@ def explain_maxsim_packed(
         max_query_length,
         max_document_length,
     )
-    return dispatch.plan("maxsim", problem, _phase(problem))
+    return dispatch.explain("maxsim", problem, _phase(problem))
 
 
 def _phase(problem: Problem) -> dispatch.Phase:

@@ -4,10 +4,12 @@ Deterministic and without atomics, for every layout. With ``P`` pairs and ``s`` 
 
 * queries: ``2 * P * Lq * d`` operations; reads a winner (2 or 4 bytes) and a document row (``s * d``, mostly from L2,
   whose bandwidth is the limit) per query token and pair, writes ``s * d`` per query token;
-* documents, where few query tokens meet each (candidates, pairs, a handful of queries): ``2 * P * Lq * Ld * d``
-  operations on tensor cores, because rows are added by a product with a 0/1 matrix; reads each winner ``Ld / BLOCK_N``
-  times and each winning query row once per block of ``d``, writes ``s * d`` per document token, which is the limit.
-  Where many do, triton_sorted takes over.
+* documents that one query meets each (candidates): ``2 * P * Lq**2 * d`` operations on tensor cores into a gradient
+  that is all zeros; writes ``s * d`` per document token, and again per query token;
+* documents, where few query tokens meet each (pairs, a handful of queries): ``2 * P * Lq * Ld * d`` operations on
+  tensor cores, because rows are added by a product with a 0/1 matrix; reads each winner ``Ld / BLOCK_N`` times and each
+  winning query row once per block of ``d``, writes ``s * d`` per document token. Where many do, triton_sorted takes
+  over.
 
 A pair whose score has gradient 0 reads neither rows nor winners.
 """
@@ -206,3 +208,66 @@ def maxsim_document_gradient(
     end = length if document_offsets is not None else max_document_length
     target = grad_documents + (document_first + token)[:, None] * DIM + dims[None, :]
     tl.store(target, gradient.to(grad_documents.dtype.element_ty), mask=(token < end)[:, None] & (dims < DIM)[None, :])
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def maxsim_candidate_gradient(
+    queries,  # [A, Lq, d]
+    query_weights,  # [A, Lq], contiguous; or None
+    document_mask,  # [A, K, Ld], contiguous, under ZERO; or None
+    grad_scores,  # [A, K], contiguous
+    winners,  # [A, K, Lq]
+    grad_documents,  # [A, K, Ld, d], contiguous, zeros
+    query_stride,
+    query_row_stride,
+    query_count,
+    documents_per_query,
+    max_query_length,
+    max_document_length,
+    DIM: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    EXACT_WEIGHTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
+    """Write the gradient of the tokens that ``TOKENS`` tokens of a query chose in one of its candidates.
+
+    A matrix that says who chose the same token is multiplied with the query's rows. So everybody who did writes the
+    same sum to the same place. The pair's gradient multiplies it in fp32.
+    """
+    DIM_BLOCKS: tl.constexpr = (DIM + BLOCK_D - 1) // BLOCK_D
+    EVEN: tl.constexpr = DIM % BLOCK_D == 0
+    program = tl.program_id(0)
+    token_blocks = tl.cdiv(max_query_length, TOKENS)
+    dims = program % DIM_BLOCKS * BLOCK_D + tl.arange(0, BLOCK_D)
+    token = program // DIM_BLOCKS % token_blocks * TOKENS + tl.arange(0, TOKENS)
+    document = (program // DIM_BLOCKS // token_blocks).to(tl.int64)
+    query = document // documents_per_query
+    grad_score = tl.load(grad_scores + document).to(tl.float32)
+    length = tl.where(grad_score != 0, max_query_length, 0)
+    chosen = tl.load(winners + document * max_query_length + token, mask=token < length, other=-1).to(tl.int32)
+
+    gradient = tl.zeros([TOKENS, BLOCK_D], tl.float32)
+    for start in range(0, length, TOKENS):
+        other = start + tl.arange(0, TOKENS)
+        live = other < length
+        winner = tl.load(winners + document * max_query_length + other, mask=live, other=-1).to(tl.int32)
+        rows = queries + query * query_stride + other.to(tl.int64) * query_row_stride
+        query_tile = load_rows(rows, winner >= 0, dims, DIM, EVEN, INTERPRET)
+        is_same = chosen[:, None] == winner[None, :]
+        share = tl.where(is_same, 1.0, 0.0)
+        if query_weights is not None:
+            weight = load_factor(query_weights, query * max_query_length + other, live, INTERPRET).to(tl.float32)
+            share = tl.where(is_same, weight[None, :], 0.0)
+            if not EXACT_WEIGHTS:
+                query_tile = query_tile.to(tl.float32)
+        gradient = tl.dot(share.to(query_tile.dtype), query_tile, gradient, input_precision=PRECISION)
+    gradient *= grad_score
+    place = document * max_document_length + chosen
+    if document_mask is not None:
+        factor = load_factor(document_mask, place, chosen >= 0, INTERPRET)
+        gradient *= factor.to(tl.float32)[:, None]
+    target = grad_documents + place[:, None] * DIM + dims[None, :]
+    live = (chosen >= 0)[:, None] & (dims < DIM)[None, :]
+    tl.store(target, gradient.to(grad_documents.dtype.element_ty), mask=live)

@@ -10,6 +10,7 @@ from li_plugins.ops.maxsim import tuning
 from li_plugins.ops.maxsim.problem import Problem
 from li_plugins.ops.maxsim.triton_arguments import (
     INTERPRETED,
+    card_of,
     counts,
     document_strides,
     plain,
@@ -19,7 +20,11 @@ from li_plugins.ops.maxsim.triton_arguments import (
     sizes_of,
     stored,
 )
-from li_plugins.ops.maxsim.triton_backward import maxsim_document_gradient, maxsim_query_gradient
+from li_plugins.ops.maxsim.triton_backward import (
+    maxsim_candidate_gradient,
+    maxsim_document_gradient,
+    maxsim_query_gradient,
+)
 from li_plugins.ops.maxsim.triton_sorted import (
     CHUNK,
     maxsim_count_winners,
@@ -27,7 +32,7 @@ from li_plugins.ops.maxsim.triton_sorted import (
     maxsim_sorted_gradient,
 )
 
-LEAST_ORDER = 2**20
+LEAST_ORDER = 2**22
 """Bytes of sorted winners that may always be in memory at a time."""
 
 _PIECES = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
@@ -37,6 +42,7 @@ _EXACT_IN_16_BITS = (torch.bool, torch.uint8, torch.int8)
 
 _launch_query_gradient = Launcher(maxsim_query_gradient)
 _launch_document_gradient = Launcher(maxsim_document_gradient)
+_launch_candidate_gradient = Launcher(maxsim_candidate_gradient)
 _launch_count = Launcher(maxsim_count_winners)
 _launch_sort = Launcher(maxsim_sort_winners)
 _launch_sorted_gradient = Launcher(maxsim_sorted_gradient)
@@ -45,9 +51,9 @@ _launch_sorted_gradient = Launcher(maxsim_sorted_gradient)
 def query_gradient(problem: Problem, grad_scores: Tensor, winners: Tensor) -> Tensor:
     """Return the gradient of the queries."""
     documents = rows(problem.documents)
-    gradient = _gradient_of(problem.queries, packed=problem.query_offsets is not None)
+    gradient = _gradient_of(problem.queries, zeros=problem.query_offsets is not None)
     sizes = sizes_of(problem)
-    *blocks, options = chosen = tuning.query_gradient(sizes)
+    *blocks, options = chosen = tuning.query_gradient(sizes, card_of(problem.queries.device))
     programs = sizes.queries * -(-sizes.query_length // chosen.ROWS) * -(-sizes.width // chosen.BLOCK_D)
     order, segments = _visiting_order(problem.pair_queries, sizes.queries)
     if programs and gradient.numel():
@@ -77,11 +83,14 @@ def query_gradient(problem: Problem, grad_scores: Tensor, winners: Tensor) -> Te
 
 def document_gradient(problem: Problem, grad_scores: Tensor, winners: Tensor) -> Tensor:
     """Return the gradient of the documents."""
-    gradient = _gradient_of(problem.documents, packed=problem.document_offsets is not None)
+    sizes = sizes_of(problem)
+    is_chosen = sizes.layout == "CANDIDATES" and 2 * sizes.query_length <= sizes.document_length
+    gradient = _gradient_of(problem.documents, zeros=is_chosen or problem.document_offsets is not None)
     if gradient.numel():
-        sizes = sizes_of(problem)
         sorting = tuning.sorting(sizes)
-        if sorting is None:
+        if is_chosen:
+            _of_chosen(problem, sizes, grad_scores, winners, gradient)
+        elif sorting is None:
             _by_product(problem, sizes, grad_scores, winners, gradient)
         else:
             _by_sorting(problem, sizes, sorting, grad_scores, winners, gradient)
@@ -94,16 +103,12 @@ def _by_product(problem: Problem, sizes: tuning.Sizes, grad_scores: Tensor, winn
     *blocks, options = chosen = tuning.document_gradient(sizes)
     programs = document_count * -(-sizes.document_length // chosen.BLOCK_N) * -(-sizes.width // chosen.BLOCK_D)
     order, segments = _visiting_order(problem.pair_documents, document_count)
-    weights = problem.query_weights
-    exact_weights = weights is None or weights.dtype in _EXACT_IN_16_BITS
-    product_precision = precision()
-    if not exact_weights and problem.queries.dtype is not torch.float32:
-        product_precision = "ieee"  # 16-bit rows are exact in TF32; the two halves of a weight keep 22 bits of it
+    exact_weights, product_precision = _weights_in_product(problem)
     _launch_document_gradient(
         (programs, 1, 1),
         (
             queries,
-            plain(weights),
+            plain(problem.query_weights),
             plain(problem.document_mask) if problem.rule.name == "ZERO" else None,
             plain(problem.document_lengths),
             plain(problem.query_offsets),
@@ -123,6 +128,41 @@ def _by_product(problem: Problem, sizes: tuning.Sizes, grad_scores: Tensor, winn
     )
 
 
+def _of_chosen(problem: Problem, sizes: tuning.Sizes, grad_scores: Tensor, winners: Tensor, gradient: Tensor) -> None:
+    queries = rows(problem.queries)
+    _, document_count = counts(problem)
+    *_, options = chosen = tuning.document_gradient(sizes)
+    exact_weights, product_precision = _weights_in_product(problem)
+    blocks = -(-sizes.query_length // chosen.QUERY_TOKENS) * -(-sizes.width // chosen.BLOCK_D)
+    cut = (sizes.width, chosen.QUERY_TOKENS, chosen.BLOCK_D, exact_weights, product_precision, INTERPRETED)
+    if blocks:
+        _launch_candidate_gradient(
+            (document_count * blocks, 1, 1),
+            (
+                queries,
+                plain(problem.query_weights),
+                plain(problem.document_mask) if problem.rule.name == "ZERO" else None,
+                grad_scores,
+                winners,
+                gradient,
+            ),
+            query_strides(queries),
+            (sizes.queries, sizes.documents, sizes.query_length, sizes.document_length),
+            (),
+            cut,
+            options,
+        )
+
+
+def _weights_in_product(problem: Problem) -> tuple[bool, str]:
+    """Return whether the query weights are exact in 16 bits, and how they are multiplied with the rows."""
+    weights = problem.query_weights
+    if weights is None or weights.dtype in _EXACT_IN_16_BITS:
+        return True, precision()
+    # 16-bit rows are exact in TF32; the two halves of a weight keep 22 bits of it
+    return False, precision() if problem.queries.dtype is torch.float32 else "ieee"
+
+
 def _by_sorting(
     problem: Problem,
     sizes: tuning.Sizes,
@@ -132,14 +172,15 @@ def _by_sorting(
     gradient: Tensor,
 ) -> None:
     queries = rows(problem.queries)
-    adding = tuning.sorted_gradient(sizes)
+    adding = tuning.sorted_gradient(sizes, card_of(problem.queries.device))
     slots = sizes.queries * sizes.query_length
     chunks = -(-slots // CHUNK)
-    # sorted winners take no more memory than the winners do, so documents go in groups of one size
-    budget = max(LEAST_ORDER, winners.numel() * winners.element_size())
-    groups = -(-sizes.documents * 4 * (slots + sorting.BINS * chunks) // budget)
+    # sorted winners take less memory than the winners do, so documents go in groups of one size
+    budget = max(LEAST_ORDER, winners.numel() * winners.element_size() * 3 // 4)
+    dtype = torch.int16 if slots <= 2**16 else torch.int32
+    groups = -(-sizes.documents * (dtype.itemsize * slots + 4 * sorting.BINS * chunks) // budget)
     together = -(-sizes.documents // groups)
-    order = torch.empty((together, slots), dtype=torch.int32, device=gradient.device)
+    order = torch.empty((together, slots), dtype=dtype, device=gradient.device)
     ends = torch.empty((together, sorting.BINS * chunks), dtype=torch.int32, device=gradient.device)
     blocks = -(-sizes.document_length // sorting.BIN) * -(-sizes.width // adding.BLOCK_D)
     weights = problem.query_weights
@@ -155,19 +196,19 @@ def _by_sorting(
         plain(problem.query_offsets),
         plain(problem.document_offsets),
         grad_scores,
+        winners,
         ends,
         order,
         gradient,
     )
-    add_cut = (sizes.width, *cut, sorting.TOKENS, adding.ENTRIES, adding.BLOCK_D, pieces, precision(), INTERPRETED)
+    add_cut = (sizes.width, *cut, adding.ENTRIES, adding.BLOCK_D, pieces, precision(), INTERPRETED)
     for first in range(0, sizes.documents, together):
         count = min(together, sizes.documents - first)
         numbers = (chunks, first, *met)
         grid = (count, chunks, 1)
         _launch_count(grid, (grad_scores, winners, ends), (slots,), numbers, (), cut, sorting.options)
         ends[:count].cumsum_(1)
-        sort_cut = (*cut, sorting.TOKENS)
-        _launch_sort(grid, (grad_scores, winners, ends, order), (slots,), numbers, (), sort_cut, sorting.options)
+        _launch_sort(grid, (grad_scores, winners, ends, order), (slots,), numbers, (), cut, sorting.options)
         grid = (count * blocks, 1, 1)
         _launch_sorted_gradient(grid, added, strides, numbers, (), add_cut, adding.options)
 
@@ -181,7 +222,7 @@ def _visiting_order(pair_items: Tensor | None, item_count: int) -> tuple[Tensor 
     return order, torch.searchsorted(items, bounds)
 
 
-def _gradient_of(embeddings: Tensor, packed: bool) -> Tensor:
-    """Return memory for a gradient; packed tokens may belong to no item, so nobody but this would write theirs."""
-    allocate = torch.zeros if packed else torch.empty
+def _gradient_of(embeddings: Tensor, zeros: bool) -> Tensor:
+    """Return memory for a gradient: zeros where some tokens are nobody's to write, as packed ones of no item are."""
+    allocate = torch.zeros if zeros else torch.empty
     return allocate(embeddings.shape, dtype=stored(embeddings.dtype), device=embeddings.device)

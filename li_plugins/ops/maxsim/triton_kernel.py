@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from li_plugins.api import Support
+from li_plugins.ops import _compat
 from li_plugins.ops.launch import Launcher, Options
-from li_plugins.ops.maxsim import triton_programs, tuning
+from li_plugins.ops.maxsim import triton_programs, tuning, tuning_text
 from li_plugins.ops.maxsim.problem import Problem
 from li_plugins.ops.maxsim.triton_arguments import (
     INTERPRETED,
@@ -38,6 +39,14 @@ class TritonMaxSim:
 
     def forward(self, problem: Problem, want_winners: bool) -> tuple[Tensor, Tensor | None]:
         """Return the scores and, if wanted, the winning document token of every query token."""
+        try:
+            return self._forward(problem, want_winners)
+        except Exception as error:  # a stored row that cannot be built must not cost the kernel: built-in blocks follow
+            if not _compat.is_compile_failure(error) or not tuning.distrust(f"{type(error).__name__}: {error}"):
+                raise
+        return self._forward(problem, want_winners)
+
+    def _forward(self, problem: Problem, want_winners: bool) -> tuple[Tensor, Tensor | None]:
         sizes = sizes_of(problem)
         chosen = tuning.forward(sizes, want_winners, card_of(problem.queries.device))
         with on(problem.queries.device):
@@ -47,10 +56,24 @@ class TritonMaxSim:
             )
         return scores, winners
 
+    def describe(self, problem: Problem, phase: str) -> tuple[str, ...]:
+        """Return how the launches of a phase are cut."""
+        return tuning_text.described(sizes_of(problem), card_of(problem.queries.device), phase)
+
     def backward(
         self, problem: Problem, grad_scores: Tensor, winners: Tensor, need_queries: bool, need_documents: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients that are needed, each computed for itself."""
+        try:
+            return self._backward(problem, grad_scores, winners, need_queries, need_documents)
+        except Exception as error:  # as above
+            if not _compat.is_compile_failure(error) or not tuning.distrust(f"{type(error).__name__}: {error}"):
+                raise
+        return self._backward(problem, grad_scores, winners, need_queries, need_documents)
+
+    def _backward(
+        self, problem: Problem, grad_scores: Tensor, winners: Tensor, need_queries: bool, need_documents: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
         grad_scores, winners = grad_scores.contiguous(), winners.contiguous()
         with on(grad_scores.device):
             return (

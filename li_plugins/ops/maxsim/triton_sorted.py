@@ -2,10 +2,10 @@
 
 With ``R = A * Lq`` query tokens, ``B`` documents and ``s`` bytes per element:
 
-* counting and sorting (``maxsim_count_winners``, ``maxsim_sort_winners``): each winner is read twice, 4 bytes written
-  per query token and document whose score has a gradient; no product;
+* counting and sorting (``maxsim_count_winners``, ``maxsim_sort_winners``): each winner is read twice, 2 or 4 bytes
+  written per query token and document whose score has a gradient; no product;
 * adding (``maxsim_sorted_gradient``): ``2 * R * B * BIN * d`` operations on tensor cores for each piece of a factor
-  instead of the ``2 * R * B * Ld * d`` of a product with all tokens, and ``s * d + 8`` bytes (from L2, whose bandwidth
+  instead of the ``2 * R * B * Ld * d`` of a product with all tokens, and ``s * d + 10`` bytes (from L2, whose bandwidth
   is the limit) per query token and document; writes ``s * d`` per document token.
 
 The order within a bin is that of the query tokens, so two runs add in the same order.
@@ -39,17 +39,16 @@ _SIZES = (
 
 @triton.jit
 def _chunk_of_winners(grad_scores, winners, document, slots, documents_per_query, max_query_length):
-    """Return a chunk of a document's winners, whose they are, query and token; ``[lines, rows]`` each.
+    """Return a chunk of a document's winners and their slots, ``query * max_query_length + token``; ``[lines, rows]``.
 
     A winner is -1 where there is none, or where the score has no gradient.
     """
     slot = tl.program_id(1) * _CHUNK + tl.arange(0, _LINES)[:, None] * _ROWS + tl.arange(0, _ROWS)[None, :]
     exists = slot < slots
-    query = slot // max_query_length
-    place = query.to(tl.int64) * documents_per_query + document
+    place = (slot // max_query_length).to(tl.int64) * documents_per_query + document
     grad_score = tl.load(grad_scores + place, mask=exists, other=0.0)
     winner = tl.load(winners + document * slots + slot, mask=exists, other=-1).to(tl.int32)
-    return tl.where(grad_score != 0, winner, -1), query, slot - query * max_query_length
+    return tl.where(grad_score != 0, winner, -1), slot
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -72,7 +71,7 @@ def maxsim_count_winners(
     ``BINS`` is a power of two above the number of bins; the last one takes who won nothing.
     """
     line = tl.program_id(0).to(tl.int64)
-    winner, _query, _token = _chunk_of_winners(
+    winner, _slot = _chunk_of_winners(
         grad_scores, winners, first_document + line, slots, documents_per_query, max_query_length
     )
     number = tl.reshape(tl.where(winner < 0, BINS - 1, winner // BIN), [_CHUNK])
@@ -86,7 +85,7 @@ def maxsim_sort_winners(
     grad_scores,  # [A, B], contiguous
     winners,  # [B, slots]
     ends,  # [documents of this launch, BINS, chunks] int32: the counts of maxsim_count_winners, summed up to each
-    order,  # [documents of this launch, slots] int32: (query * TOKENS + its token) * BIN + token within the bin
+    order,  # [documents of this launch, slots], of 16 or 32 bits: slots of query tokens
     slots,  # A * max_query_length
     chunks,
     first_document,
@@ -96,7 +95,6 @@ def maxsim_sort_winners(
     max_document_length,
     BIN: tl.constexpr,
     BINS: tl.constexpr,
-    TOKENS: tl.constexpr,
 ):
     """Write one chunk of a document's query tokens where their bins are, in their order.
 
@@ -105,9 +103,7 @@ def maxsim_sort_winners(
     """
     line = tl.program_id(0).to(tl.int64)
     document = first_document + line
-    winner, query, token = _chunk_of_winners(
-        grad_scores, winners, document, slots, documents_per_query, max_query_length
-    )
+    winner, slot = _chunk_of_winners(grad_scores, winners, document, slots, documents_per_query, max_query_length)
     is_won = winner >= 0
     bin_of = winner // BIN
     # where the bin begins for this chunk: where the chunk before it ends, or the bin before
@@ -132,8 +128,7 @@ def maxsim_sort_winners(
             lines_above = tl.cumsum(wide, 0) - wide
             above = tl.where(part == four, lines_above[:, None], above)
         rank += ((above >> ((relative % 4).to(tl.int64) * 16)) & 0xFFFF).to(tl.int32)
-        entry = (query * TOKENS + token) * BIN + winner % BIN
-        tl.store(order + line * slots + begin + rank, entry, mask=is_here)
+        tl.store(order + line * slots + begin + rank, slot.to(order.dtype.element_ty), mask=is_here)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -144,6 +139,7 @@ def maxsim_sorted_gradient(
     query_offsets,  # [A + 1]; or None
     document_offsets,  # [B + 1]; or None
     grad_scores,  # [A, B], contiguous
+    winners,  # [B, slots]
     ends,  # as in maxsim_sort_winners
     order,  # what maxsim_sort_winners wrote
     grad_documents,  # as documents, contiguous
@@ -159,7 +155,6 @@ def maxsim_sorted_gradient(
     DIM: tl.constexpr,
     BIN: tl.constexpr,
     BINS: tl.constexpr,
-    TOKENS: tl.constexpr,
     ENTRIES: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PIECES: tl.constexpr,
@@ -188,9 +183,12 @@ def maxsim_sorted_gradient(
     for start in range(begin, end, ENTRIES):
         entry = start + tl.arange(0, ENTRIES)
         live = entry < end
-        code = tl.load(order + line * slots + entry, mask=live, other=0)
-        query = (code // (BIN * TOKENS)).to(tl.int64)
-        query_token = code // BIN % TOKENS
+        slot = tl.load(order + line * slots + entry, mask=live, other=0).to(tl.int32)
+        if order.dtype.element_ty == tl.int16:
+            slot = slot & 0xFFFF
+        winner = tl.load(winners + document * slots + slot, mask=live, other=0).to(tl.int32)
+        query = (slot // max_query_length).to(tl.int64)
+        query_token = slot % max_query_length
         rest = tl.load(grad_scores + query * documents_per_query + document, mask=live, other=0.0).to(tl.float32)
         query_first, _length, query_start = item_span(
             query, live, query_offsets, None, query_stride, query_row_stride, max_query_length
@@ -199,7 +197,7 @@ def maxsim_sorted_gradient(
             rest *= load_factor(query_weights, query_first + query_token, live, INTERPRET).to(tl.float32)
         rows = queries + query_start + query_token.to(tl.int64) * query_row_stride
         query_tile = load_rows(rows, live, dims, DIM, EVEN, INTERPRET)
-        is_won = (code % BIN)[None, :] == token[:, None]
+        is_won = (winner % BIN)[None, :] == token[:, None]
         for _piece in tl.static_range(PIECES):
             piece = rest.to(query_tile.dtype)
             matrix = tl.where(is_won, piece[None, :], 0.0).to(query_tile.dtype)

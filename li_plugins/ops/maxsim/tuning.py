@@ -1,11 +1,21 @@
-"""How MaxSim's Triton kernels are cut into programs: by card, dtype and sizes, without measuring at call time."""
+"""How MaxSim's Triton kernels are cut into programs: by card, dtype and sizes, without measuring at call time.
+
+A row that ``li-plugins tune`` stored on this machine goes before what is written here.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
 
 from li_plugins.ops.launch import Options
+from li_plugins.ops.maxsim import tuning_file
+from li_plugins.ops.maxsim.tuning_file import Row
+
+logger = logging.getLogger("li_plugins.ops")
 
 
 class Card(NamedTuple):
@@ -78,11 +88,10 @@ class DocumentGradient(NamedTuple):
 
 
 class Sorting(NamedTuple):
-    """How a document's winners are sorted: into ``BINS`` bins of ``BIN`` tokens; ``TOKENS`` number those of a query."""
+    """How a document's winners are sorted: into ``BINS`` bins of ``BIN`` tokens."""
 
     BIN: int
     BINS: int
-    TOKENS: int
     options: Options
 
 
@@ -92,6 +101,31 @@ class SortedGradient(NamedTuple):
     ENTRIES: int
     BLOCK_D: int
     options: Options
+
+
+_OPTIONS = ("num_warps", "num_stages", "maxnreg")
+
+FIELDS = {
+    "scores": ("ROWS", "BLOCK_N", "documents", *_OPTIONS),
+    "winners": ("ROWS", "BLOCK_N", "documents", *_OPTIONS),
+    "queries": ("ROWS", "VISITS", "BLOCK_D", *_OPTIONS),
+    "documents": ("ENTRIES", "BLOCK_D", *_OPTIONS),
+}
+"""What a stored row says, by phase: the forward without and with winners, and the gradients (the documents' sorted).
+
+Of a forward, ``ROWS`` are the most that a tile has, and ``documents`` may be left to this module (``None``).
+"""
+
+_LEAST = {"ROWS": 16, "BLOCK_N": 16, "BLOCK_D": 16, "ENTRIES": 16}
+"""What a product on tensor cores, and a dimension of a tile, needs at least; the queries' gradient has no product."""
+
+_MAY_BE_NONE = ("documents", "maxnreg")
+
+_trial: Mapping[str, Row | None] | None = None
+"""Rows to use instead of those that are stored; ``None``: those that are stored."""
+
+_distrusted = False
+"""Whether stored rows are ignored from now on: one of them did not work."""
 
 
 SORTED_FROM = 256
@@ -109,7 +143,17 @@ def power_of_two(number: int, least: int = 1) -> int:
 
 @lru_cache(maxsize=4096)
 def forward(sizes: Sizes, want_winners: bool, card: Card) -> Forward:
-    """Choose the forward's blocks.
+    """Choose the forward's blocks: those of a stored row, else the built-in ones."""
+    row = stored("winners" if want_winners else "scores", sizes, card)
+    if row is None:
+        return built_in_forward(sizes, card)
+    blocks = _cut(sizes, _number(row, "ROWS"), _number(row, "BLOCK_N"))
+    return Forward(blocks, _documents(sizes, blocks, card, row["documents"]), _options(row))
+
+
+@lru_cache(maxsize=4096)
+def built_in_forward(sizes: Sizes, card: Card) -> Forward:
+    """Choose blocks for any kernel that scores tiles of query tokens, MaxSim's and the smooth one's.
 
     Tall tiles, so that a document's tokens travel to a multiprocessor seldom; few registers, so that two programs share
     it and one multiplies while the other looks for maxima.
@@ -117,12 +161,25 @@ def forward(sizes: Sizes, want_winners: bool, card: Card) -> Forward:
     near, far = dimensions(sizes.width, sizes.element_size)
     row_bytes = (near + far) * sizes.element_size
     in_one = near + far >= sizes.width
-    is_cross = sizes.layout == "CROSS"
     most = 128
     if in_one and row_bytes <= 256 and card.shared_memory >= 200_000:
         most = 256
     elif sizes.element_size == 2 and (not in_one or row_bytes > 640):
         most = 64
+    columns = 64 if sizes.document_length > 32 else 32
+    blocks = _cut(sizes, most, columns)
+    rows = blocks.ROWS
+    is_wide = row_bytes > 256 or sizes.element_size == 4
+    warps = 8 if rows == 256 or (is_wide and rows >= 64) else 4 if rows > 32 else 2
+    # in one piece the query tile stays, in several it comes with the document's
+    waiting = rows + 3 * columns if in_one else 3 * (rows + columns)
+    stages = 3 if row_bytes * waiting <= min(card.shared_memory, 116_000) else 2
+    return Forward(blocks, _documents(sizes, blocks, card), Options(warps, stages, 128 if rows == 256 else None))
+
+
+def _cut(sizes: Sizes, most: int, columns: int) -> ForwardBlocks:
+    """Return tiles of ``most`` rows, or fewer where there is less to fill them."""
+    is_cross = sizes.layout == "CROSS"
     tokens = min(power_of_two(sizes.query_length, 16), most)
     rows = min(most, power_of_two(sizes.queries * tokens, tokens)) if is_cross else tokens
     slots, flat = rows // tokens, False
@@ -132,14 +189,7 @@ def forward(sizes: Sizes, want_winners: bool, card: Card) -> Forward:
         flat = True
         rows = min(most, power_of_two(rows_of_batch))
         tokens, slots = rows, power_of_two((rows - 1) // sizes.query_length + 2)
-    columns = 64 if sizes.document_length > 32 else 32
-    is_wide = row_bytes > 256 or sizes.element_size == 4
-    warps = 8 if rows == 256 or (is_wide and rows >= 64) else 4 if rows > 32 else 2
-    # in one piece the query tile stays, in several it comes with the document's
-    waiting = rows + 3 * columns if in_one else 3 * (rows + columns)
-    stages = 3 if row_bytes * waiting <= min(card.shared_memory, 116_000) else 2
-    blocks = ForwardBlocks(rows, tokens, slots, flat, columns, near, far)
-    return Forward(blocks, _documents(sizes, blocks, card), Options(warps, stages, 128 if rows == 256 else None))
+    return ForwardBlocks(rows, tokens, slots, flat, columns, *dimensions(sizes.width, sizes.element_size))
 
 
 def tiles(blocks: ForwardBlocks, queries: int, query_length: int) -> int:
@@ -149,13 +199,15 @@ def tiles(blocks: ForwardBlocks, queries: int, query_length: int) -> int:
     return -(-queries // blocks.SLOTS) * max(1, -(-query_length // blocks.TOKENS))
 
 
-def _documents(sizes: Sizes, blocks: ForwardBlocks, card: Card) -> int:
-    """Return how many documents a program scores: the query tile is read once for all of them.
+def _documents(sizes: Sizes, blocks: ForwardBlocks, card: Card, asked: int | None = None) -> int:
+    """Return how many documents a program scores, if it is not ``asked``: the query tile is read once for all of them.
 
     The programs run in rounds, as many at a time as the card has places; the last round should not be nearly empty.
     """
     if sizes.layout == "PAIRS":
         return 1
+    if asked is not None:
+        return min(asked, max(sizes.documents, 1))
     rows_of_tiles = tiles(blocks, sizes.queries, sizes.query_length)
     per_document = -(-sizes.document_length // blocks.BLOCK_N)
     read_queries = blocks.ROWS // blocks.BLOCK_N
@@ -170,8 +222,12 @@ def _documents(sizes: Sizes, blocks: ForwardBlocks, card: Card) -> int:
 
 
 @lru_cache(maxsize=4096)
-def query_gradient(sizes: Sizes) -> QueryGradient:
+def query_gradient(sizes: Sizes, card: Card) -> QueryGradient:
     """Choose the blocks of the queries' gradient: few rows, so that many programs gather at once."""
+    row = stored("queries", sizes, card)
+    if row is not None:
+        block_d = min(_number(row, "BLOCK_D"), power_of_two(sizes.width, 16))
+        return QueryGradient(_number(row, "ROWS"), _number(row, "VISITS"), block_d, _options(row))
     block_d = min(power_of_two(sizes.width, 16), 128)
     if sizes.queries * sizes.query_length >= 16_384 and sizes.query_length > 8:
         return QueryGradient(16, 2, block_d, Options(4, 3))
@@ -190,18 +246,19 @@ def document_gradient(sizes: Sizes) -> DocumentGradient:
 @lru_cache(maxsize=4096)
 def sorting(sizes: Sizes) -> Sorting | None:
     """Choose how winners are sorted; ``None`` where sorting does not pay, or a place among them needs 64 bits."""
-    tokens = power_of_two(sizes.query_length)
-    if sizes.layout != "CROSS" or sizes.queries * sizes.query_length < SORTED_FROM:
-        return None
-    if sizes.queries * tokens * SORTED_BIN >= 2**31:
+    if sizes.layout != "CROSS" or not SORTED_FROM <= sizes.queries * sizes.query_length < 2**31:
         return None
     bins = power_of_two(-(-sizes.document_length // SORTED_BIN) + 1, 16)
-    return Sorting(SORTED_BIN, bins, tokens, Options(4, 1))
+    return Sorting(SORTED_BIN, bins, Options(4, 1))
 
 
 @lru_cache(maxsize=4096)
-def sorted_gradient(sizes: Sizes) -> SortedGradient:
+def sorted_gradient(sizes: Sizes, card: Card) -> SortedGradient:
     """Choose how sorted rows are added: few warps each, which leaves room for many."""
+    row = stored("documents", sizes, card)
+    if row is not None:
+        block_d = min(_number(row, "BLOCK_D"), power_of_two(sizes.width, 16))
+        return SortedGradient(_number(row, "ENTRIES"), block_d, _options(row))
     return SortedGradient(64, min(power_of_two(sizes.width, 16), 128), Options(2, 3, 168))
 
 
@@ -217,3 +274,108 @@ def dimensions(width: int, element_size: int) -> tuple[int, int]:
     near //= 2
     far = power_of_two(width - near, 16)
     return (near, far) if far < near else (2 * near, 0)
+
+
+# Stored rows.
+
+
+def key(phase: str, sizes: Sizes, card: Card) -> str:
+    """Return what a row is stored by: exact where the kernel is another one, else the next power of two."""
+    return (
+        f"{phase} sm_{card.capability} x{card.processors} {'packed ' if sizes.is_packed else ''}{sizes.layout} "
+        f"{sizes.element_size}-byte d={sizes.width} Lq={power_of_two(sizes.query_length)} "
+        f"Ld={power_of_two(sizes.document_length)} rows={power_of_two(sizes.queries * sizes.query_length)} "
+        f"documents={power_of_two(sizes.documents)}"
+    )
+
+
+def stored(phase: str, sizes: Sizes, card: Card) -> Row | None:
+    """Return the row that was stored for problems such as this, if there is one."""
+    if _trial is not None:
+        return _trial.get(key(phase, sizes, card))
+    rows = {} if _distrusted else tuning_file.rows()
+    row = rows.get(key(phase, sizes, card)) if rows else None
+    if row is None:
+        return None
+    problem = _misfit(phase, row)
+    if problem:
+        distrust(f"{problem} in the row for {key(phase, sizes, card)}")
+        return None
+    return row
+
+
+def as_row(chosen: Forward | QueryGradient | SortedGradient) -> Row:
+    """Return a choice as it is stored; a forward's documents per program are left to this module."""
+    if isinstance(chosen, Forward):
+        cut: dict[str, int | None] = {"ROWS": chosen.blocks.ROWS, "BLOCK_N": chosen.blocks.BLOCK_N, "documents": None}
+        return {**cut, **chosen.options._asdict()}
+    return {**{name: value for name, value in chosen._asdict().items() if name != "options"},
+            **chosen.options._asdict()}  # fmt: skip
+
+
+@contextmanager
+def trial(rows: Mapping[str, Row | None]) -> Iterator[None]:
+    """Use these rows, by key, and none that are stored; for the whole process."""
+    global _trial
+    before, _trial = _trial, rows
+    forget_choices()
+    try:
+        yield
+    finally:
+        _trial = before
+        forget_choices()
+
+
+def distrust(why: str) -> bool:
+    """Ignore the stored rows from now on, with one warning; tell whether any could have been in use."""
+    global _distrusted
+    if _trial is not None or _distrusted or not tuning_file.rows():
+        return False
+    _distrusted = True
+    forget_choices()
+    logger.warning(
+        "li_plugins: %s holds a row that does not work here (%s); built-in blocks are used. Run `li-plugins tune` "
+        "again for your shapes, remove the file, or ignore it with LI_PLUGINS_TUNING=0",
+        tuning_file.location(),
+        why.splitlines()[0] if why else "no reason is given",
+    )
+    return True
+
+
+def forget() -> None:
+    """Read the stored rows again, and choose anew."""
+    global _distrusted
+    _distrusted = False
+    tuning_file.forget()
+    forget_choices()
+
+
+def forget_choices() -> None:
+    """Choose anew for every problem."""
+    for choice in (forward, query_gradient, sorted_gradient):
+        choice.cache_clear()
+
+
+def _misfit(phase: str, row: Row) -> str:
+    """Return what is wrong with a row, or nothing."""
+    if set(row) != set(FIELDS[phase]):
+        return f"{', '.join(row) or 'nothing'} instead of {', '.join(FIELDS[phase])}"
+    for name, value in row.items():
+        least = 1 if phase == "queries" and name == "ROWS" else _LEAST.get(name, 1)
+        if value is None and name in _MAY_BE_NONE:
+            continue
+        if value is None or not least <= value <= 1024:
+            return f"{name}={value}"
+        if name not in ("documents", "num_stages", "maxnreg") and value & (value - 1):
+            return f"{name}={value}, no power of two,"
+    return ""
+
+
+def _number(row: Row, name: str) -> int:
+    value = row[name]
+    assert value is not None  # _misfit
+    return value
+
+
+def _options(row: Row) -> Options:
+    return Options(_number(row, "num_warps"), _number(row, "num_stages"), row["maxnreg"])

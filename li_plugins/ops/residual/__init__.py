@@ -90,7 +90,7 @@ def explain_residual_maxsim(
         queries, codes, residuals, centroids, bucket_weights, document_offsets, nbits, pairs, normalized, least,
         out_dtype,
     )  # fmt: skip
-    return dispatch.plan("residual_maxsim", problem)
+    return dispatch.explain("residual_maxsim", problem)
 
 
 def code_maxsim(
@@ -141,7 +141,7 @@ def explain_code_maxsim(
     least: float = -math.inf,
 ) -> dispatch.Plan:
     """Return the plan of ``code_maxsim`` for these arguments; raises as it does."""
-    return dispatch.plan("code_maxsim", _code(centroid_scores, codes, document_offsets, pairs, kept, least))
+    return dispatch.explain("code_maxsim", _code(centroid_scores, codes, document_offsets, pairs, kept, least))
 
 
 def _residual(

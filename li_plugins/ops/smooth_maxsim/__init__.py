@@ -73,7 +73,7 @@ def explain_smooth_maxsim(
         As ``smooth_maxsim`` does.
     """
     problem = _validated(queries, documents, tau, out_dtype)
-    return dispatch.plan("smooth_maxsim", problem, _phase(problem))
+    return dispatch.explain("smooth_maxsim", problem, _phase(problem))
 
 
 def _validated(queries: Tensor, documents: Tensor, tau: float, out_dtype: torch.dtype | None) -> SmoothProblem:

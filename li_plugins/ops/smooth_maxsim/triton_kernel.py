@@ -23,8 +23,7 @@ from li_plugins.ops.maxsim.triton_arguments import (
     stored,
 )
 from li_plugins.ops.maxsim.triton_device import on, support
-from li_plugins.ops.maxsim.tuning import Forward, Sizes
-from li_plugins.ops.maxsim.tuning import forward as tuned_forward
+from li_plugins.ops.maxsim.tuning import Forward, Sizes, built_in_forward
 from li_plugins.ops.smooth_maxsim import tuning
 from li_plugins.ops.smooth_maxsim.problem import SmoothProblem
 from li_plugins.ops.smooth_maxsim.triton_backward import (
@@ -55,7 +54,7 @@ class TritonSmoothMaxSim:
     def forward(self, problem: SmoothProblem, want_winners: bool) -> tuple[Tensor, Tensor | None]:
         """Return the scores and, if wanted, the logarithms of the sums over document tokens."""
         sizes = sizes_of(problem)
-        chosen = tuned_forward(sizes, False, card_of(problem.queries.device))
+        chosen = built_in_forward(sizes, card_of(problem.queries.device))
         with on(problem.queries.device):
             sums = None
             if want_winners:

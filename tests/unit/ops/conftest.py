@@ -14,6 +14,7 @@ from li_plugins.ops import dispatch
 def _fresh_plans(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for variable in ("LI_PLUGINS_BACKEND", "LI_PLUGINS_STRICT"):
         monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("LI_PLUGINS_TUNING", "0")
     monkeypatch.setattr(api, "kernel_providers", [])
     monkeypatch.setattr(api, "kernel_rankers", [])
     dispatch.reset()

@@ -161,6 +161,16 @@ def test_winners_of_many_query_tokens_are_sorted(layout, dtype, monkeypatch):
     check_kernel(KERNEL, problem)
 
 
+@pytest.mark.parametrize("query_length", [5, 70])
+@pytest.mark.parametrize("rule", RULES, ids=by_name)
+def test_candidates_whose_tokens_are_chosen_more_than_once(rule, query_length):
+    problem = random_problem(
+        Layout.CANDIDATES, rule, queries=2, documents=2, query_length=query_length, document_length=2 * query_length,
+        weights=torch.float32, mask=torch.float32, coarse=True, dim=3,
+    )  # fmt: skip
+    check_kernel(KERNEL, problem, same_winners=True)
+
+
 def test_gradients_in_the_dtype_of_the_embeddings_are_exact_factors():
     problem = random_problem(
         Layout.CROSS, queries=16, documents=2, query_length=32, document_length=20, dtype=torch.float16

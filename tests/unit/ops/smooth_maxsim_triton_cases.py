@@ -187,8 +187,8 @@ def test_a_query_longer_than_a_tile_is_spread_over_several(layout):
 
 
 def test_a_program_scores_several_documents_one_after_the_other(monkeypatch):
-    choose = maxsim_tuning.forward
-    monkeypatch.setattr(triton_kernel, "tuned_forward", lambda *given: choose(*given)._replace(documents=3))
+    choose = maxsim_tuning.built_in_forward
+    monkeypatch.setattr(triton_kernel, "built_in_forward", lambda *given: choose(*given)._replace(documents=3))
     check(random_problem(documents=5))
 
 

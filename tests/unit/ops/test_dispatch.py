@@ -16,6 +16,7 @@ from li_plugins import api
 from li_plugins.api import Kernel, Support
 from li_plugins.errors import NoKernel
 from li_plugins.ops import _compat, dispatch, explain_maxsim, explain_maxsim_packed, maxsim, registry, supports_maxsim
+from li_plugins.ops.masks import MaskRule
 from li_plugins.ops.maxsim import contract, cpu
 from li_plugins.ops.maxsim.problem import Problem
 
@@ -107,11 +108,45 @@ def test_a_plan_prints_the_kernel_and_why_others_do_not_run(strange: Strange) ->
     assert strange.calls == 0
 
 
+def test_a_log_at_info_says_of_each_new_kind_of_call_what_served_it(
+    strange: Strange, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    describe = lambda self, problem, phase: (f"three words on {phase}",)  # noqa: E731
+    monkeypatch.setattr(Strange, "describe", describe, raising=False)
+    caplog.set_level(logging.INFO, "li_plugins.ops")
+    for _ in range(2):
+        maxsim(QUERIES, DOCUMENTS, document_mask=torch.ones(5, 6, dtype=torch.bool), mask_rule=MaskRule.EXCLUDE)
+    (record,) = caplog.records
+    assert record.getMessage().splitlines() == [
+        "li_plugins: maxsim (scores) torch.float32 d=4 EXCLUDE on cpu: strange",
+        "  CROSS: queries (2, 3, 4), documents (5, 6, 4), document_mask (5, 6) -> (2, 5)",
+        "  three words on scores",
+        "  not triton: runs on cuda, not on cpu",
+        "  not blocked: ranks after strange",
+        "  not reference: ranks after strange",
+    ]
+    maxsim(QUERIES.clone().requires_grad_(), DOCUMENTS).sum().backward()
+    assert [record.getMessage().split()[2] for record in caplog.records[1:]] == ["(winners)", "(backward)"]
+
+
+def test_without_a_log_at_info_nothing_is_described(strange: Strange, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Strange, "describe", lambda *_: pytest.fail("described"), raising=False)
+    monkeypatch.setattr(logging.getLogger("li_plugins.ops"), "level", logging.WARNING)
+    maxsim(QUERIES, DOCUMENTS)
+
+
+def test_a_description_that_fails_stops_no_call(strange: Strange, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Strange, "describe", lambda *_: 1 / 0, raising=False)
+    assert "it cannot describe itself: ZeroDivisionError: " in str(explain_maxsim(QUERIES, DOCUMENTS))
+
+
 def test_explain_of_packed_lists_and_of_gradients() -> None:
     offsets = torch.tensor([0, 3])
     plan = explain_maxsim_packed(torch.ones(3, 4).requires_grad_(), torch.ones(3, 4), offsets, offsets)
     assert plan.kernel.name == "blocked"
     assert plan.request.phase == "winners"
+    assert "PACKED_CROSS: queries (3, 4), documents (3, 4), query_offsets (2,), " in str(plan)
+    assert " -> (1, 1), up to 3 x 3 tokens" in str(plan)
 
 
 def test_supports_is_asked_once_per_kind_of_request(strange: Strange, monkeypatch: pytest.MonkeyPatch) -> None:

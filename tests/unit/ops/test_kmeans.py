@@ -191,7 +191,11 @@ def test_rows_beyond_the_limit_are_left_out() -> None:
 
 def test_explain() -> None:
     plan = explain_assign(some(3, 4), some(2, 4))
-    assert str(plan) == ("assign (scores) torch.float32 d=4 NONE on cpu: blocked\n  not reference: ranks after blocked")
+    assert str(plan).splitlines() == [
+        "assign (scores) torch.float32 d=4 NONE on cpu: blocked",
+        "  rows (3, 4), centroids (2, 4) -> (3,)",
+        "  not reference: ranks after blocked",
+    ]
 
 
 ROWS, CENTROIDS, CODES = torch.zeros(3, 4), torch.zeros(2, 4), torch.zeros(3, dtype=torch.int32)
