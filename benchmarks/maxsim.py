@@ -21,6 +21,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from common import RESULTS, graph_ms, measure, peak_mib, provenance, save
 from torch import Tensor
 from torch.nn import functional
 
-from li_plugins.ops import maxsim, maxsim_packed
+from li_plugins.ops import maxsim, maxsim_packed, smooth_maxsim
 
 Call = Callable[[Tensor, Tensor], Tensor]
 KEY = ("workload", "who", "gpu")
@@ -43,7 +44,8 @@ class Workload:
     """``a`` queries of ``lq`` tokens against ``b`` documents of ``ld``; with ``candidates``, ``b`` for each query.
 
     ``loss`` makes it a training step: ``ce`` (cross entropy at temperature 0.02), ``kd`` (KL divergence from a teacher)
-    or ``pairwise`` (softplus of the hardest negative minus the positive). ``shortest`` makes documents ragged.
+    or ``pairwise`` (softplus of the hardest negative minus the positive). ``shortest`` makes documents ragged. With
+    ``tau`` the maximum is smooth, as in colpali-engine's losses.
     """
 
     a: int
@@ -54,6 +56,7 @@ class Workload:
     loss: str = ""
     candidates: bool = False
     shortest: int = 0
+    tau: float = 0.0
     dtype: torch.dtype = torch.bfloat16
     quick: bool = False
 
@@ -62,6 +65,7 @@ class Workload:
         """A name that does not change."""
         lengths = f"Ld {self.shortest}-{self.ld}" if self.shortest else f"Ld {self.ld}"
         kind = f"{self.loss} step" if self.loss else "packed forward" if self.shortest else "forward"
+        kind = f"smooth {kind}" if self.tau else kind
         width = "" if self.d == 128 else f" d {self.d}"
         dtype = "" if self.dtype is torch.bfloat16 else f" {str(self.dtype).removeprefix('torch.')}"
         return (
@@ -94,12 +98,16 @@ WORKLOADS = (
     Workload(256, 16, 32, 1030, loss="kd", candidates=True),
     Workload(256, 256, 32, 1030, loss="pairwise"),
     Workload(256, 512, 32, 180, dtype=torch.float32),
+    Workload(64, 64, 32, 1030, tau=0.1),
+    Workload(64, 64, 32, 1030, tau=0.1, loss="ce", quick=True),
+    Workload(64, 64, 32, 1030, tau=0.1, loss="pairwise"),
 )
 SMALL = (
     Workload(8, 16, 32, 180),
     Workload(1, 100, 32, 220, shortest=20),
     Workload(4, 4, 32, 64, candidates=True, loss="kd"),
     Workload(8, 16, 32, 64, loss="ce"),
+    Workload(8, 16, 32, 64, tau=0.1, loss="ce"),
 )
 """For a CPU, which has nothing to prove here: that the script runs."""
 
@@ -146,23 +154,30 @@ class Inputs:
         return functional.cross_entropy(scores / 0.02, torch.arange(len(scores), device=scores.device))
 
 
-def einsum(queries: Tensor, documents: Tensor) -> Tensor:
-    """PyLate's own computation without masks: the whole grid in the inputs' dtype."""
+def einsum(queries: Tensor, documents: Tensor, tau: float = 0.0) -> Tensor:
+    """PyLate's own computation without masks, colpali-engine's with ``tau``: the whole grid in the inputs' dtype."""
     equation = "ash,bth->abst" if documents.dim() == 3 else "ash,abth->abst"
-    return torch.einsum(equation, queries, documents).max(-1).values.sum(-1)
+    return maximum(torch.einsum(equation, queries, documents), tau).sum(-1)
+
+
+def maximum(grid: Tensor, tau: float) -> Tensor:
+    """Return the maximum over document tokens, smooth at a temperature that is not 0."""
+    return tau * torch.logsumexp(grid / tau, -1) if tau else grid.max(-1).values
 
 
 def contestants(inputs: Inputs, who: re.Pattern[str]) -> Iterator[tuple[str, Call]]:
     """Yield the contestants that can be imported and serve the workload; torch first, its error is the budget."""
     work = inputs.work
-    found: dict[str, Callable[[], Call]] = {"torch": lambda: _torch(inputs, einsum)}
+    library = partial(einsum, tau=work.tau)
+    found: dict[str, Callable[[], Call]] = {"torch": lambda: _torch(inputs, library)}
     found["li-plugins"] = lambda: _ours(inputs)
-    found["late-interaction-kernels"] = lambda: _late_interaction_kernels(inputs, "auto")
-    if work.loss:
+    if not work.tau:
+        found["late-interaction-kernels"] = lambda: _late_interaction_kernels(inputs, "auto")
+        found["flash-maxsim"] = lambda: _flash_maxsim(inputs)
+    if work.loss and not work.tau:
         found["late-interaction-kernels unified"] = lambda: _late_interaction_kernels(inputs, "unified")
         found["late-interaction-kernels lowmem"] = lambda: _late_interaction_kernels(inputs, "lowmem")
-    found["flash-maxsim"] = lambda: _flash_maxsim(inputs)
-    found["torch.compile"] = lambda: _torch(inputs, torch.compile(einsum, dynamic=False))
+    found["torch.compile"] = lambda: _torch(inputs, torch.compile(library, dynamic=False))
     for name, make in found.items():
         if not who.search(name):
             continue
@@ -180,6 +195,8 @@ def _torch(inputs: Inputs, function: Call) -> Call:
 
 def _ours(inputs: Inputs) -> Call:
     work = inputs.work
+    if work.tau:
+        return lambda queries, documents: smooth_maxsim(queries, documents, tau=work.tau, out_dtype=torch.float32)
     if not work.shortest:
         return lambda queries, documents: maxsim(queries, documents, out_dtype=torch.float32)
     query_offsets = torch.arange(work.a + 1, device=inputs.device) * work.lq
@@ -239,7 +256,7 @@ def exact(inputs: Inputs) -> tuple[Tensor, ...]:
     def part(queries: Tensor, documents: Tensor) -> Tensor:
         equation = "ash,bth->abst" if documents.dim() == 3 else "ash,abth->abst"
         grid = torch.einsum(equation, queries, documents)
-        return grid.masked_fill(~exists[:, None], -torch.inf).amax(-1).sum(-1)
+        return maximum(grid.masked_fill(~exists[:, None], -torch.inf), work.tau).sum(-1)
 
     def documents_of(these: slice) -> Tensor:
         return documents[these] if work.candidates else documents
@@ -272,7 +289,10 @@ def rows(work: Workload, device: str, who: re.Pattern[str], common: dict[str, st
     step = torch.finfo(work.dtype).eps
     budget = [step] * len(truth)
     try:
-        budget = [max(step, min(4 * step, own)) for own in errors(run(inputs, _torch(inputs, einsum)), truth)]
+        budget = [
+            max(step, min(4 * step, own))
+            for own in errors(run(inputs, _torch(inputs, partial(einsum, tau=work.tau))), truth)
+        ]
     except torch.OutOfMemoryError:
         print(f"# {work.name}: torch does not fit into memory", file=sys.stderr)
     for name, call in contestants(inputs, who):

@@ -52,6 +52,15 @@ BUILTIN = (
     ),
     Kernel(
         op="smooth_maxsim",
+        name="triton",
+        load="li_plugins.ops.smooth_maxsim.triton_kernel:KERNEL",
+        devices=("cuda",),
+        dtypes=("float16", "bfloat16", "float32"),
+        arch=(80, 129),
+        priority=100,
+    ),
+    Kernel(
+        op="smooth_maxsim",
         name="blocked",
         load="li_plugins.ops.smooth_maxsim.blocked:KERNEL",
         devices=("cpu", "cuda"),

@@ -24,7 +24,11 @@ from li_plugins.ops.maxsim.triton_tiles import (
     larger,
     largest,
     load_factor,
-    load_rows,
+    load_query,
+    place_of_program,
+    products,
+    store_scores,
+    sum_by_query,
 )
 
 _CLASSES = tl.constexpr(CLASSES)
@@ -69,21 +73,21 @@ def _tile(
     """
     token = tl.minimum(column, end - 1)
     rows = documents + document_start + first.to(tl.int64) * row_stride + token.to(tl.int64) * row_stride
-    exists = end > 0
-    near = tl.arange(0, NEAR)
-    if NEAR + FAR >= DIM:
-        tile = load_rows(rows, exists, near, DIM, DIM >= NEAR, INTERPRET)
-        similarity = tl.dot(near_query, tl.trans(tile), input_precision=PRECISION)
-        if FAR > 0:
-            far = NEAR + tl.arange(0, FAR)
-            tile = load_rows(rows, exists, far, DIM, DIM == NEAR + FAR, INTERPRET)
-            similarity = tl.dot(far_query, tl.trans(tile), similarity, input_precision=PRECISION)
-    else:
-        similarity = tl.zeros([ROWS, BLOCK_N], tl.float32)
-        for k in range(0, DIM, NEAR):
-            part = load_rows(query_rows, query_live, k + near, DIM, DIM % NEAR == 0, INTERPRET)
-            tile = load_rows(rows, exists, k + near, DIM, DIM % NEAR == 0, INTERPRET)
-            similarity = tl.dot(part, tl.trans(tile), similarity, input_precision=PRECISION)
+    similarity, _near, _far = products(
+        query_rows,
+        query_live,
+        near_query,
+        far_query,
+        rows,
+        end > 0,
+        DIM,
+        NEAR,
+        FAR,
+        ROWS,
+        BLOCK_N,
+        PRECISION,
+        INTERPRET,
+    )
     return similarity, first + token
 
 
@@ -208,37 +212,18 @@ def maxsim_forward(
     score, and the caller adds them up. Products, maxima and the sum over query tokens are fp32; a score is rounded
     once, when it is stored.
     """
-    row = tl.arange(0, ROWS)
-    slot = tl.arange(0, SLOTS)
-
-    # Which query tokens and which documents
-    program = tl.program_id(0)
-    token_blocks = tl.maximum(tl.cdiv(max_query_length, TOKENS), 1)
-    if LAYOUT == "CROSS":
-        tiles = tl.cdiv(query_count, SLOTS) * token_blocks
-        if FLAT:
-            tiles = tl.cdiv(query_count * max_query_length, ROWS)
-        tile = program % tiles
-        first_document = (program // tiles).to(tl.int64) * documents_per_program + first_item
-        document_count = tl.minimum(documents_per_query - first_document, documents_per_program).to(tl.int32)
-    elif LAYOUT == "CANDIDATES":
-        blocks = tl.cdiv(documents_per_query, documents_per_program)
-        tile = (program // blocks).to(tl.int64) + first_item
-        first_document = program % blocks * documents_per_program
-        document_count = tl.minimum(documents_per_query - first_document, documents_per_program).to(tl.int32)
-    else:
-        tile, first_document, document_count = program.to(tl.int64) + first_item, 0, 1
-    if FLAT:
-        flat = tile * ROWS + row
-        query = (flat // max_query_length).to(tl.int64)
-        token = flat % max_query_length
-        part = tile - (tile * ROWS // max_query_length + slot) * max_query_length // ROWS
-        first_query = (tile * ROWS // max_query_length).to(tl.int64)
-    else:
-        first_query = (tile // token_blocks).to(tl.int64) * SLOTS
-        query = first_query + row // TOKENS
-        token = (tile % token_blocks).to(tl.int32) * TOKENS + row % TOKENS
-        part = tile % token_blocks
+    tile, first_query, query, token, part, first_document, document_count = place_of_program(
+        query_count,
+        documents_per_query,
+        documents_per_program,
+        max_query_length,
+        first_item,
+        LAYOUT,
+        ROWS,
+        TOKENS,
+        SLOTS,
+        FLAT,
+    )
     pair = first_query
     if LAYOUT == "PAIRS":
         first_query = tl.load(pair_queries + pair)
@@ -249,14 +234,9 @@ def maxsim_forward(
     )
     live = token < query_length
 
-    # The query tile, as one product or two take it; a wider one is read in pieces
     query_rows = queries + query_start + token.to(tl.int64) * query_row_stride
-    near_query, far_query, weight = 0, 0, 0.0
-    if NEAR + FAR >= DIM:
-        near_query = load_rows(query_rows, live, tl.arange(0, NEAR), DIM, DIM >= NEAR, INTERPRET)
-        if FAR > 0:
-            far = NEAR + tl.arange(0, FAR)
-            far_query = load_rows(query_rows, live, far, DIM, DIM == NEAR + FAR, INTERPRET)
+    near_query, far_query = load_query(query_rows, live, DIM, NEAR, FAR, INTERPRET)
+    weight = 0.0
     if query_weights is not None:
         weight = load_factor(query_weights, query_first + token, live, INTERPRET).to(tl.float32)
 
@@ -350,20 +330,24 @@ def maxsim_forward(
         if RULE != "ZERO" and query_weights is not None:
             value *= weight
         value = tl.where(live, value, 0.0)
-        if FLAT:
-            is_slot = (query - first_query)[:, None] == slot[None, :]
-            total = tl.sum(tl.where(is_slot, value[:, None], 0.0), axis=0)
-        else:
-            total = tl.sum(tl.reshape(value, [SLOTS, TOKENS]), axis=1)
+        total = sum_by_query(value, query, first_query, TOKENS, SLOTS, FLAT)
         total = tl.where(length > 0, total, tl.where(part == 0, empty_score, 0.0))
-        target = scores + part.to(tl.int64) * score_count + score + slot.to(tl.int64) * documents_per_query
-        is_scored = first_query + slot < query_count
-        if FLAT:
-            is_scored = is_scored & ((first_query + slot) * max_query_length < (tile + 1) * ROWS)
-        if LAYOUT == "CROSS":
-            tl.store(target, total.to(scores.dtype.element_ty), mask=is_scored)
-        else:
-            tl.store(target, total.to(scores.dtype.element_ty), mask=slot == 0)
+        store_scores(
+            scores,
+            total,
+            tile,
+            first_query,
+            part,
+            score,
+            query_count,
+            documents_per_query,
+            max_query_length,
+            score_count,
+            LAYOUT,
+            ROWS,
+            SLOTS,
+            FLAT,
+        )
 
     # NaN is rare: who met it looks for the first one again
     if winners is not None and tl.max(has_nan, axis=0) > 0:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from li_plugins.api import Support
 from li_plugins.ops import _compat
 from li_plugins.ops.launch import Launcher, Options
-from li_plugins.ops.maxsim import tuning, tuning_text
+from li_plugins.ops.maxsim import triton_programs, tuning, tuning_text
 from li_plugins.ops.maxsim.problem import Problem
 from li_plugins.ops.maxsim.triton_arguments import (
     INTERPRETED,
@@ -23,16 +20,11 @@ from li_plugins.ops.maxsim.triton_arguments import (
     query_strides,
     rows,
     sizes_of,
-    stored,
 )
+from li_plugins.ops.maxsim.triton_device import on, support
 from li_plugins.ops.maxsim.triton_forward import maxsim_forward
 from li_plugins.ops.maxsim.triton_gradients import document_gradient, query_gradient
 from li_plugins.ops.maxsim.triton_kept import KEPT_FIELDS, maxsim_kept
-
-MAX_PROGRAMS = 2**31 - 1
-"""Programs of one launch: CUDA's limit for the first dimension of a grid, and what 32 bits can number."""
-
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 _launch_forward = Launcher(maxsim_forward)
 _launch_kept = Launcher(maxsim_kept)
@@ -43,19 +35,7 @@ class TritonMaxSim:
 
     def supports(self, problem: Problem) -> Support:
         """Serve fp16, bf16 and fp32 on CUDA devices of compute capability 8.0 and later, NVIDIA's only."""
-        dtype, device = problem.queries.dtype, problem.queries.device
-        if dtype not in _DTYPES:
-            return Support(False, f"dtype {dtype}: it computes in fp32, which serves float16, bfloat16 and float32")
-        if INTERPRETED:
-            return Support(True)
-        if device.type != "cuda":
-            return Support(False, f"device {device}: it needs CUDA")
-        if torch.version.hip is not None:
-            return Support(False, "ROCm: it was never tried there")
-        major, minor = torch.cuda.get_device_capability(device)
-        if major < 8:
-            return Support(False, f"compute capability {major}.{minor}: it needs 8.0")
-        return Support(True)
+        return support(problem)
 
     def forward(self, problem: Problem, want_winners: bool) -> tuple[Tensor, Tensor | None]:
         """Return the scores and, if wanted, the winning document token of every query token."""
@@ -69,18 +49,12 @@ class TritonMaxSim:
     def _forward(self, problem: Problem, want_winners: bool) -> tuple[Tensor, Tensor | None]:
         sizes = sizes_of(problem)
         chosen = tuning.forward(sizes, want_winners, card_of(problem.queries.device))
-        with _on(problem.queries.device):
+        with on(problem.queries.device):
             winners = _memory_of_winners(problem) if want_winners else None
-            parts = _parts(sizes, chosen.blocks)
-            if parts == 1:
-                scores = problem.queries.new_empty(problem.scores_shape, dtype=stored(problem.out_dtype))
-                _launch(problem, sizes, chosen, scores, winners)
-                return scores.to(problem.out_dtype), winners
-            # a tile that a query does not reach writes nothing
-            allocate = torch.zeros if chosen.blocks.FLAT else torch.empty
-            spread = allocate((parts, *problem.scores_shape), dtype=torch.float32, device=problem.queries.device)
-            _launch(problem, sizes, chosen, spread, winners)
-            return spread.sum(0).to(problem.out_dtype), winners
+            scores = triton_programs.scores(
+                problem, sizes, chosen.blocks, lambda memory: _launch(problem, sizes, chosen, memory, winners)
+            )
+        return scores, winners
 
     def describe(self, problem: Problem, phase: str) -> tuple[str, ...]:
         """Return how the launches of a phase are cut."""
@@ -101,7 +75,7 @@ class TritonMaxSim:
         self, problem: Problem, grad_scores: Tensor, winners: Tensor, need_queries: bool, need_documents: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         grad_scores, winners = grad_scores.contiguous(), winners.contiguous()
-        with _on(grad_scores.device):
+        with on(grad_scores.device):
             return (
                 query_gradient(problem, grad_scores, winners) if need_queries else None,
                 document_gradient(problem, grad_scores, winners) if need_documents else None,
@@ -111,33 +85,19 @@ class TritonMaxSim:
 KERNEL = TritonMaxSim()
 
 
-def _parts(sizes: tuning.Sizes, blocks: tuning.ForwardBlocks) -> int:
-    """Return over how many tiles a query may be spread."""
-    if blocks.FLAT:
-        return 1 if blocks.ROWS % sizes.query_length == 0 else (sizes.query_length + blocks.ROWS - 2) // blocks.ROWS + 1
-    return max(1, -(-sizes.query_length // blocks.TOKENS))
-
-
 def _launch(
     problem: Problem, sizes: tuning.Sizes, chosen: tuning.Forward, scores: Tensor, winners: Tensor | None
 ) -> None:
-    queries, documents, blocks = rows(problem.queries), rows(problem.documents), chosen.blocks
+    queries, documents = rows(problem.queries), rows(problem.documents)
     items = sizes.queries if problem.pair_queries is None else problem.pair_queries.shape[0]
-    tiles = tuning.tiles(blocks, items, sizes.query_length)
-    blocks_of_documents = -(-sizes.documents // chosen.documents)
-    # A launch takes all tiles of some blocks of documents, or all documents of some tiles; numbers what it leaves out
-    inner, outer, step = blocks_of_documents, tiles, 1
-    if sizes.layout == "CROSS":
-        inner, outer, step = tiles, blocks_of_documents, chosen.documents
-    at_once = max(1, MAX_PROGRAMS // max(inner, 1))
     document_mask, lengths = plain(problem.document_mask), plain(problem.document_lengths)
     document_offsets = plain(problem.document_offsets)
     kept = None if document_mask is None else _kept(problem, document_mask, lengths, document_offsets)
     per_query = problem.scores_shape[-1]
     score_count = per_query if sizes.layout == "PAIRS" else items * per_query
-    for first in range(0, outer if inner else 0, at_once):
+    for programs, first_item in triton_programs.launches(sizes, chosen, items):
         _launch_forward(
-            (min(outer - first, at_once) * inner, 1, 1),
+            (programs, 1, 1),
             (
                 queries,
                 documents,
@@ -160,11 +120,11 @@ def _launch(
                 chosen.documents,
                 problem.max_query_length,
                 problem.max_document_length,
-                first * step,
+                first_item,
                 score_count,
             ),
             (problem.rule.fill, problem.rule.empty_score),
-            (problem.rule.name, sizes.layout, sizes.width, *blocks, precision(), INTERPRETED),
+            (problem.rule.name, sizes.layout, sizes.width, *chosen.blocks, precision(), INTERPRETED),
             chosen.options,
         )
 
@@ -192,10 +152,3 @@ def _memory_of_winners(problem: Problem) -> Tensor:
     if problem.query_offsets is None:
         return problem.queries.new_empty(shape, dtype=dtype)
     return problem.queries.new_full(shape, -1, dtype=dtype)
-
-
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Return the guard that makes ``device`` current: Triton launches on the current one."""
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
-        return nullcontext()
-    return torch.cuda.device(device)

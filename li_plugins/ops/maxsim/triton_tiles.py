@@ -57,6 +57,147 @@ def load_rows(rows, live, dims, DIM: tl.constexpr, EVEN: tl.constexpr, INTERPRET
 
 
 @triton.jit
+def load_query(rows, live, DIM: tl.constexpr, NEAR: tl.constexpr, FAR: tl.constexpr, INTERPRET: tl.constexpr):
+    """Load rows that meet many others, as one product or two take them; 0 in the place of wider ones.
+
+    Those are read in pieces for each product.
+    """
+    near, far = 0, 0
+    if NEAR + FAR >= DIM:
+        near = load_rows(rows, live, tl.arange(0, NEAR), DIM, DIM >= NEAR, INTERPRET)
+        if FAR > 0:
+            far = load_rows(rows, live, NEAR + tl.arange(0, FAR), DIM, DIM == NEAR + FAR, INTERPRET)
+    return near, far
+
+
+@triton.jit
+def products(
+    query_rows,
+    query_live,
+    near_query,
+    far_query,
+    rows,
+    live,
+    DIM: tl.constexpr,
+    NEAR: tl.constexpr,
+    FAR: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
+    """Return the products ``[ROWS, COLUMNS]`` of what ``load_query`` loaded with the embeddings at ``rows``.
+
+    These embeddings come along, near and far; 0 in the place of wider ones.
+    """
+    near = tl.arange(0, NEAR)
+    near_tile, far_tile = 0, 0
+    if NEAR + FAR >= DIM:
+        near_tile = load_rows(rows, live, near, DIM, DIM >= NEAR, INTERPRET)
+        product = tl.dot(near_query, tl.trans(near_tile), input_precision=PRECISION)
+        if FAR > 0:
+            far = NEAR + tl.arange(0, FAR)
+            far_tile = load_rows(rows, live, far, DIM, DIM == NEAR + FAR, INTERPRET)
+            product = tl.dot(far_query, tl.trans(far_tile), product, input_precision=PRECISION)
+    else:
+        product = tl.zeros([ROWS, COLUMNS], tl.float32)
+        for k in range(0, DIM, NEAR):
+            part = load_rows(query_rows, query_live, k + near, DIM, DIM % NEAR == 0, INTERPRET)
+            tile = load_rows(rows, live, k + near, DIM, DIM % NEAR == 0, INTERPRET)
+            product = tl.dot(part, tl.trans(tile), product, input_precision=PRECISION)
+    return product, near_tile, far_tile
+
+
+@triton.jit
+def place_of_program(
+    query_count,
+    documents_per_query,
+    documents_per_program,
+    max_query_length,
+    first_item,
+    LAYOUT: tl.constexpr,
+    ROWS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    FLAT: tl.constexpr,
+):
+    """Return which query tokens and which documents a program of a forward scores.
+
+    These are: its tile, the tile's first query (of PAIRS: its pair), the query and the token of each of ``ROWS`` rows,
+    which part of its query (of each of ``SLOTS`` queries, if FLAT) the tile is, the first document and how many.
+    """
+    row = tl.arange(0, ROWS)
+    program = tl.program_id(0)
+    token_blocks = tl.maximum(tl.cdiv(max_query_length, TOKENS), 1)
+    if LAYOUT == "CROSS":
+        tiles = tl.cdiv(query_count, SLOTS) * token_blocks
+        if FLAT:
+            tiles = tl.cdiv(query_count * max_query_length, ROWS)
+        tile = program % tiles
+        first_document = (program // tiles).to(tl.int64) * documents_per_program + first_item
+        document_count = tl.minimum(documents_per_query - first_document, documents_per_program).to(tl.int32)
+    elif LAYOUT == "CANDIDATES":
+        blocks = tl.cdiv(documents_per_query, documents_per_program)
+        tile = (program // blocks).to(tl.int64) + first_item
+        first_document = program % blocks * documents_per_program
+        document_count = tl.minimum(documents_per_query - first_document, documents_per_program).to(tl.int32)
+    else:
+        tile, first_document, document_count = program.to(tl.int64) + first_item, 0, 1
+    if FLAT:
+        flat = tile * ROWS + row
+        query = (flat // max_query_length).to(tl.int64)
+        token = flat % max_query_length
+        part = tile - (tile * ROWS // max_query_length + tl.arange(0, SLOTS)) * max_query_length // ROWS
+        first_query = (tile * ROWS // max_query_length).to(tl.int64)
+    else:
+        first_query = (tile // token_blocks).to(tl.int64) * SLOTS
+        query = first_query + row // TOKENS
+        token = (tile % token_blocks).to(tl.int32) * TOKENS + row % TOKENS
+        part = tile % token_blocks
+    return tile, first_query, query, token, part, first_document, document_count
+
+
+@triton.jit
+def sum_by_query(value, query, first_query, TOKENS: tl.constexpr, SLOTS: tl.constexpr, FLAT: tl.constexpr):
+    """Return the sums of a tile's values by query, ``[SLOTS]``."""
+    if FLAT:
+        is_slot = (query - first_query)[:, None] == tl.arange(0, SLOTS)[None, :]
+        total = tl.sum(tl.where(is_slot, value[:, None], 0.0), axis=0)
+    else:
+        total = tl.sum(tl.reshape(value, [SLOTS, TOKENS]), axis=1)
+    return total
+
+
+@triton.jit
+def store_scores(
+    scores,
+    total,
+    tile,
+    first_query,
+    part,
+    score,
+    query_count,
+    documents_per_query,
+    max_query_length,
+    score_count,
+    LAYOUT: tl.constexpr,
+    ROWS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    FLAT: tl.constexpr,
+):
+    """Store a tile's sums by query: ``score`` is where its first query's goes, ``score_count`` how many a part has."""
+    slot = tl.arange(0, SLOTS)
+    target = scores + part.to(tl.int64) * score_count + score + slot.to(tl.int64) * documents_per_query
+    is_scored = first_query + slot < query_count
+    if FLAT:
+        is_scored = is_scored & ((first_query + slot) * max_query_length < (tile + 1) * ROWS)
+    if LAYOUT == "CROSS":
+        tl.store(target, total.to(scores.dtype.element_ty), mask=is_scored)
+    else:
+        tl.store(target, total.to(scores.dtype.element_ty), mask=slot == 0)
+
+
+@triton.jit
 def load_factor(factor, index, live, INTERPRET: tl.constexpr):
     """Load query weights or a document mask, in its own dtype; 0 where dead."""
     if INTERPRET:  # that of triton 3.9 makes a number of a vector's and a scalar's conjunction

@@ -143,18 +143,24 @@ def power_of_two(number: int, least: int = 1) -> int:
 
 @lru_cache(maxsize=4096)
 def forward(sizes: Sizes, want_winners: bool, card: Card) -> Forward:
-    """Choose the forward's blocks.
+    """Choose the forward's blocks: those of a stored row, else the built-in ones."""
+    row = stored("winners" if want_winners else "scores", sizes, card)
+    if row is None:
+        return built_in_forward(sizes, card)
+    blocks = _cut(sizes, _number(row, "ROWS"), _number(row, "BLOCK_N"))
+    return Forward(blocks, _documents(sizes, blocks, card, row["documents"]), _options(row))
+
+
+@lru_cache(maxsize=4096)
+def built_in_forward(sizes: Sizes, card: Card) -> Forward:
+    """Choose blocks for any kernel that scores tiles of query tokens, MaxSim's and the smooth one's.
 
     Tall tiles, so that a document's tokens travel to a multiprocessor seldom; few registers, so that two programs share
     it and one multiplies while the other looks for maxima.
     """
-    near, far = _dimensions(sizes.width, sizes.element_size)
+    near, far = dimensions(sizes.width, sizes.element_size)
     row_bytes = (near + far) * sizes.element_size
     in_one = near + far >= sizes.width
-    row = stored("winners" if want_winners else "scores", sizes, card)
-    if row is not None:
-        blocks = _cut(sizes, _number(row, "ROWS"), _number(row, "BLOCK_N"))
-        return Forward(blocks, _documents(sizes, blocks, card, row["documents"]), _options(row))
     most = 128
     if in_one and row_bytes <= 256 and card.shared_memory >= 200_000:
         most = 256
@@ -183,7 +189,7 @@ def _cut(sizes: Sizes, most: int, columns: int) -> ForwardBlocks:
         flat = True
         rows = min(most, power_of_two(rows_of_batch))
         tokens, slots = rows, power_of_two((rows - 1) // sizes.query_length + 2)
-    return ForwardBlocks(rows, tokens, slots, flat, columns, *_dimensions(sizes.width, sizes.element_size))
+    return ForwardBlocks(rows, tokens, slots, flat, columns, *dimensions(sizes.width, sizes.element_size))
 
 
 def tiles(blocks: ForwardBlocks, queries: int, query_length: int) -> int:
@@ -256,7 +262,7 @@ def sorted_gradient(sizes: Sizes, card: Card) -> SortedGradient:
     return SortedGradient(64, min(power_of_two(sizes.width, 16), 128), Options(2, 3, 168))
 
 
-def _dimensions(width: int, element_size: int) -> tuple[int, int]:
+def dimensions(width: int, element_size: int) -> tuple[int, int]:
     """Return the powers of two whose sum holds ``width`` with little to spare, or a step that goes through it."""
     if element_size == 4:
         return 16, 0  # few sums at a time round less

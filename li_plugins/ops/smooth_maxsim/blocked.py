@@ -48,7 +48,7 @@ class Blocked:
             sums = scaled.logsumexp(1)  # [documents, queries, Lq]
             scores[tile.queries, tile.documents] = (problem.tau * sums).sum(-1).T.to(problem.out_dtype)
             if kept is not None:
-                kept[tile.queries, tile.documents] = sums.transpose(0, 1)
+                problem.by_score(kept)[tile.queries, tile.documents] = sums.transpose(0, 1)
         return scores, kept
 
     def backward(
@@ -60,7 +60,7 @@ class Blocked:
         grad_documents = problem.documents.new_zeros(problem.documents.shape, dtype=dtype) if need_documents else None
         for tile in _tiles(problem):
             queries, documents, scaled = _similarities(problem, tile)
-            sums = winners[tile.queries, tile.documents].transpose(0, 1)[:, None]
+            sums = problem.by_score(winners)[tile.queries, tile.documents].transpose(0, 1)[:, None]
             weights = grad_scores[tile.queries, tile.documents].to(dtype).T[:, None, :, None]
             shares = scaled.sub_(sums).exp_().mul_(weights).view(documents.shape[0], queries.shape[0])
             if grad_queries is not None:

@@ -14,15 +14,10 @@ class SmoothProblem(Problem):
     """A dense ``Problem`` without masks, weights and lengths, whose maximum is ``tau * logsumexp(similarity / tau)``.
 
     In the place of winners, the backward gets ``logsumexp(similarity / tau)`` over the document tokens, for each query
-    token, in the dtype of accumulation; shape: scores' shape plus ``[Lq]``.
+    token, in the dtype of accumulation and the shape of winners: ``[B, A, Lq]`` or ``[A, K, Lq]``.
     """
 
     tau: float = 0.1
-
-    @property
-    def winners_shape(self) -> tuple[int, ...]:
-        """Shape of the sums that the backward needs."""
-        return *self.scores_shape, self.max_query_length
 
     @property
     def winners_dtype(self) -> torch.dtype:

@@ -21,14 +21,16 @@ class Reference:
         """Return the scores and, if wanted, the logarithms of the sums over document tokens."""
         sums = _scaled(problem).logsumexp(-1)
         scores = (problem.tau * sums).sum(-1).to(problem.out_dtype)
-        return scores, sums if want_winners else None
+        return scores, problem.by_score(sums).contiguous() if want_winners else None
 
     def backward(
         self, problem: SmoothProblem, grad_scores: Tensor, winners: Tensor, need_queries: bool, need_documents: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients: each similarity gets its share in the sum."""
         queries, documents = (side.to(winners.dtype) for side in (problem.queries, problem.documents))
-        shares = (_scaled(problem) - winners[..., None]).exp() * grad_scores.to(winners.dtype)[..., None, None]
+        shares = (_scaled(problem) - problem.by_score(winners)[..., None]).exp() * grad_scores.to(winners.dtype)[
+            ..., None, None
+        ]
         candidates = "bks" if problem.layout is Layout.CANDIDATES else "ks"
         grad_queries = grad_documents = None
         if need_queries:

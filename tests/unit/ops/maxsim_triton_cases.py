@@ -18,9 +18,9 @@ from li_plugins.ops.maxsim.reference import KERNEL as REFERENCE
 from li_plugins.testing.maxsim_cases import LAYOUTS, RULES, check_kernel, poisoned_memory
 from li_plugins.testing.maxsim_cases import random_problem as random_problem_on
 
-arguments, gradients, triton_kernel, tuning = (
+arguments, gradients, programs, triton_kernel, tuning = (
     import_module(f"li_plugins.ops.maxsim.{name}")
-    for name in ("triton_arguments", "triton_gradients", "triton_kernel", "tuning")
+    for name in ("triton_arguments", "triton_gradients", "triton_programs", "triton_kernel", "tuning")
 )
 KERNEL = triton_kernel.KERNEL
 DEVICE = "cpu" if arguments.INTERPRETED else "cuda"
@@ -368,7 +368,7 @@ def test_packed_tokens_that_belong_to_no_document_get_no_gradient():
 @pytest.mark.parametrize("layout", LAYOUTS, ids=by_name)
 def test_a_grid_above_the_launch_limit_is_launched_in_parts(layout, monkeypatch):
     problem = random_problem(layout, queries=3, documents=5)
-    monkeypatch.setattr(triton_kernel, "MAX_PROGRAMS", 3)
+    monkeypatch.setattr(programs, "MAX_PROGRAMS", 3)
     check_kernel(KERNEL, problem)
 
 

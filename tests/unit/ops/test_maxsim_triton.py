@@ -1,4 +1,4 @@
-"""MaxSim's Triton kernels, run by Triton's interpreter in a process of their own.
+"""The Triton kernels of MaxSim and smooth MaxSim, run by Triton's interpreter in a process of their own.
 
 The interpreter is chosen when triton is first imported, for the whole process: other tests must not see it, and nothing
 that they import may take it away. ``TRITON_INTERPRET=1 python -m pytest tests/unit/ops/maxsim_triton_cases.py`` is the
@@ -15,13 +15,21 @@ from xml.etree import ElementTree
 
 import pytest
 
-CASES = Path(__file__).with_name("maxsim_triton_cases.py")
+HERE = Path(__file__).parent
 MATRIX = "layouts_and_rules or odd_shapes"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux")
-@pytest.mark.parametrize(("selection", "least"), [(MATRIX, 28), (f"not ({MATRIX})", 50)], ids=["matrix", "rest"])
-def test_every_case_passes_in_the_interpreter(tmp_path: Path, selection: str, least: int):
+@pytest.mark.parametrize(
+    ("cases", "selection", "least"),
+    [
+        ("maxsim_triton_cases.py", MATRIX, 28),
+        ("maxsim_triton_cases.py", f"not ({MATRIX})", 50),
+        ("smooth_maxsim_triton_cases.py", "", 40),
+    ],
+    ids=["matrix", "rest", "smooth"],
+)
+def test_every_case_passes_in_the_interpreter(tmp_path: Path, cases: str, selection: str, least: int):
     report = tmp_path / "report.xml"
     run = subprocess.run(
         [
@@ -34,10 +42,10 @@ def test_every_case_passes_in_the_interpreter(tmp_path: Path, selection: str, le
             f"--junitxml={report}",
             "-k",
             selection,
-            str(CASES),
+            str(HERE / cases),
         ],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        cwd=CASES.parents[3],
+        cwd=HERE.parents[2],
         capture_output=True,
         text=True,
         timeout=280,

@@ -1,0 +1,188 @@
+"""Smooth MaxSim on CUDA through Triton: which problems it serves, and its launches."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from li_plugins.api import Support
+from li_plugins.ops.launch import Launcher
+from li_plugins.ops.maxsim import triton_programs
+from li_plugins.ops.maxsim.triton_arguments import (
+    INTERPRETED,
+    card_of,
+    counts,
+    document_strides,
+    precision,
+    query_strides,
+    rows,
+    sizes_of,
+    stored,
+)
+from li_plugins.ops.maxsim.triton_device import on, support
+from li_plugins.ops.maxsim.tuning import Forward, Sizes, built_in_forward
+from li_plugins.ops.smooth_maxsim import tuning
+from li_plugins.ops.smooth_maxsim.problem import SmoothProblem
+from li_plugins.ops.smooth_maxsim.triton_backward import (
+    GROUP,
+    smooth_maxsim_document_gradient,
+    smooth_maxsim_query_gradient,
+)
+from li_plugins.ops.smooth_maxsim.triton_forward import smooth_maxsim_forward
+
+LARGEST_SHARE = 2.0**14
+"""Of the shares in fp16, whose gradients are scaled: far from its largest number, and farther from its smallest."""
+
+_LACKS = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}
+"""Bits of fp32's precision that a dtype lacks."""
+
+_launch_forward = Launcher(smooth_maxsim_forward)
+_launch_query_gradient = Launcher(smooth_maxsim_query_gradient)
+_launch_document_gradient = Launcher(smooth_maxsim_document_gradient)
+
+
+class TritonSmoothMaxSim:
+    """The kernel object that the registry loads."""
+
+    def supports(self, problem: SmoothProblem) -> Support:
+        """Serve what MaxSim's kernels serve."""
+        return support(problem)
+
+    def forward(self, problem: SmoothProblem, want_winners: bool) -> tuple[Tensor, Tensor | None]:
+        """Return the scores and, if wanted, the logarithms of the sums over document tokens."""
+        sizes = sizes_of(problem)
+        chosen = built_in_forward(sizes, card_of(problem.queries.device))
+        with on(problem.queries.device):
+            sums = None
+            if want_winners:
+                sums = problem.queries.new_empty(problem.winners_shape, dtype=problem.winners_dtype)
+            scores = triton_programs.scores(
+                problem, sizes, chosen.blocks, lambda memory: _score(problem, sizes, chosen, memory, sums)
+            )
+        return scores, sums
+
+    def backward(
+        self, problem: SmoothProblem, grad_scores: Tensor, winners: Tensor, need_queries: bool, need_documents: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients that are needed, each computed for itself."""
+        grad_scores, sums = grad_scores.contiguous(), winners.contiguous()
+        with on(grad_scores.device):
+            return (
+                _query_gradient(problem, grad_scores, sums) if need_queries else None,
+                _document_gradient(problem, grad_scores, sums) if need_documents else None,
+            )
+
+
+KERNEL = TritonSmoothMaxSim()
+
+
+def _score(problem: SmoothProblem, sizes: Sizes, chosen: Forward, scores: Tensor, sums: Tensor | None) -> None:
+    queries, documents = rows(problem.queries), rows(problem.documents)
+    for programs, first_item in triton_programs.launches(sizes, chosen, sizes.queries):
+        _launch_forward(
+            (programs, 1, 1),
+            (queries, documents, scores, sums),
+            (*query_strides(queries), *document_strides(documents)),
+            (
+                sizes.queries,
+                sizes.documents,
+                chosen.documents,
+                sizes.query_length,
+                sizes.document_length,
+                first_item,
+                sizes.queries * sizes.documents,
+            ),
+            (_scale(problem), problem.tau * math.log(2)),
+            (sizes.layout, sizes.width, *chosen.blocks, precision(), INTERPRETED),
+            chosen.options,
+        )
+
+
+def _query_gradient(problem: SmoothProblem, grad_scores: Tensor, sums: Tensor) -> Tensor:
+    sizes = sizes_of(problem)
+    is_cross = sizes.layout == "CROSS"
+    owned = sizes.query_length * (sizes.queries if is_cross else 1)
+    chosen = tuning.gradient(sizes.width, sizes.element_size, owned, sizes.document_length)
+    tiles = -(-owned // chosen.blocks.ROWS) * (1 if is_cross else sizes.queries)
+    grad_scores, factors = _in_range(problem, grad_scores, 1)
+    return _added_up(
+        problem,
+        problem.queries,
+        _launch_query_gradient,
+        sizes,
+        chosen,
+        tiles,
+        sizes.documents,
+        grad_scores,
+        factors,
+        sums,
+    )
+
+
+def _document_gradient(problem: SmoothProblem, grad_scores: Tensor, sums: Tensor) -> Tensor:
+    sizes = sizes_of(problem)
+    is_cross = sizes.layout == "CROSS"
+    visited = sizes.query_length * (sizes.queries if is_cross else 1)
+    chosen = tuning.gradient(sizes.width, sizes.element_size, sizes.document_length, visited)
+    _, document_count = counts(problem)
+    tiles = document_count * -(-sizes.document_length // chosen.blocks.ROWS)
+    groups = -(-visited // (GROUP * chosen.blocks.COLUMNS))
+    grad_scores, factors = _in_range(problem, grad_scores, 0 if is_cross else None)
+    return _added_up(
+        problem, problem.documents, _launch_document_gradient, sizes, chosen, tiles, groups, grad_scores, factors, sums
+    )
+
+
+def _added_up(
+    problem: SmoothProblem,
+    embeddings: Tensor,
+    launch: Launcher,
+    sizes: Sizes,
+    chosen: tuning.Gradient,
+    tiles: int,
+    visits: int,
+    grad_scores: Tensor,
+    factors: Tensor | None,
+    sums: Tensor,
+) -> Tensor:
+    """Return a gradient like ``embeddings``, of ``tiles`` tiles each of which makes ``visits`` visits."""
+    if not embeddings.numel() or not visits:
+        return torch.zeros(embeddings.shape, dtype=embeddings.dtype, device=embeddings.device)
+    queries, documents = rows(problem.queries.flatten(0, 1)), rows(problem.documents)
+    programs = tiles * tuning.dimension_blocks(sizes.width, chosen.blocks)
+    parts, each = tuning.parts(programs, visits, card_of(embeddings.device))
+    shape, dtype = embeddings.shape, stored(embeddings.dtype)
+    if parts > 1:
+        shape, dtype = torch.Size((parts, *shape)), torch.float32
+    gradient = torch.empty(shape, dtype=dtype, device=embeddings.device)
+    launch(
+        (parts * programs, 1, 1),
+        (queries, documents, sums, grad_scores, factors, gradient),
+        (queries.stride(0), *document_strides(documents)),
+        (sizes.queries, sizes.documents, sizes.query_length, sizes.document_length, tiles, visits, each),
+        (_scale(problem),),
+        (sizes.layout, sizes.width, *chosen.blocks, _LACKS[problem.queries.dtype], precision(), INTERPRETED),
+        chosen.options,
+    )
+    return (gradient.sum(0) if parts > 1 else gradient).to(embeddings.dtype)
+
+
+def _in_range(problem: SmoothProblem, grad_scores: Tensor, dim: int | None) -> tuple[Tensor, Tensor | None]:
+    """Return the fp32 gradients of scores, so that shares fit the dtype, and by what to multiply in the end, if any.
+
+    ``dim`` of the scores meets in one sum; ``None``: each score is one of its own.
+    """
+    grad_scores = grad_scores.float()
+    if problem.queries.dtype is not torch.float16 or not grad_scores.numel():
+        return grad_scores, None
+    largest: Any = grad_scores.abs() if dim is None else grad_scores.abs().amax(dim, keepdim=True)
+    factors = torch.where(largest > 0, largest, 1.0) / LARGEST_SHARE
+    return grad_scores / factors, factors.flatten()
+
+
+def _scale(problem: SmoothProblem) -> float:
+    """Return what turns a similarity into the exponent of a power of two."""
+    return 1 / (math.log(2) * problem.tau)
