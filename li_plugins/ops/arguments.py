@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from li_plugins.api import Decline, Support
+from li_plugins.ops import _compat
 
 Request = dict[str, Any]
 """Keyword arguments of an operation, which its ``supports_`` and ``explain_`` twins take too."""
@@ -34,6 +35,8 @@ def as_multiplied(
     queries: Any, documents: Any, *, query_rank: int, document_rank: int
 ) -> tuple[Tensor, Tensor] | Decline:
     """Return the embeddings as a library's ``einsum`` multiplies them: as they are, or lowered by autocast."""
+    if _compat.a_transform_is_active():
+        return Decline("forward-mode AD or a transform of torch.func: the kernels have a reverse-mode gradient alone")
     for side, embeddings, rank in (("queries", queries, query_rank), ("documents", documents, document_rank)):
         if type(embeddings) not in PLAIN_TENSORS:
             return Decline(f"{side} of type {type(embeddings).__name__}: needs a plain tensor")
