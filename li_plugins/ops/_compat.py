@@ -33,7 +33,7 @@ def torch_is_compiling() -> bool:
 
 
 def nobody_looks_at_ops(*tensors: object) -> bool:
-    """Tell whether these are plain tensors, and no compiler, tracer, transform, dispatch mode or profiler is at work."""
+    """Tell whether these are plain tensors, and no compiler, tracer, transform, dispatch mode or profiler at work."""
     if torch_is_compiling():
         return False
     import torch

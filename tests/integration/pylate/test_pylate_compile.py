@@ -91,7 +91,6 @@ def test_ragged_pairs_in_a_graph(scores: ModuleType) -> None:
     found = traced(queries, documents)
     agree([found.detach(), *torch.autograd.grad(found.sum(), leaves)], expected)
     assert forward_runs() == before + 1
-    assert not any(row.declines for row in li_plugins.status().rows)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.float32], ids=str)

@@ -74,6 +74,7 @@ def test_what_was_compiled_before_is_compiled_anew(scores: ModuleType) -> None:
     try:
         tangent = dual(traced, queries)
     except torch._dynamo.exc.Unsupported as refusal:  # newer releases of torch compile no dual tensors at all
-        assert "dual tensor" in str(refusal)
+        if "dual tensor" not in str(refusal):
+            raise
         pytest.skip("this torch compiles no dual tensors")
     torch.testing.assert_close(tangent, call_unpatched(dual, call, queries), rtol=0, atol=1e-6)
