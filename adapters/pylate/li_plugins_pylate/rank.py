@@ -62,12 +62,11 @@ def rerank(
     if isinstance(reranking, Decline):
         return reranking
     scores = []
-    with torch.no_grad():
-        for request in _requests_of(reranking):
-            answer = arguments.answered(request, maxsim_packed if is_packed(request) else maxsim)
-            if isinstance(answer, Decline):
-                return answer
-            scores.append(answer.flatten())
+    for request in _requests_of(reranking):
+        answer = arguments.answered(request, maxsim_packed if is_packed(request) else maxsim)
+        if isinstance(answer, Decline):
+            return answer
+        scores.append(answer.flatten())
     if not scores:
         return []
     results = []
@@ -90,8 +89,7 @@ def explain_rerank(
     reranking = _prepared(documents_ids, queries_embeddings, documents_embeddings, device)
     if isinstance(reranking, Decline):
         return reranking
-    with torch.no_grad():
-        request = next(_requests_of(reranking), None)
+    request = next(_requests_of(reranking), None)
     if request is None:
         return "no query: nothing to compute"
     return arguments.answered(request, explain_maxsim_packed if is_packed(request) else explain_maxsim)
@@ -126,7 +124,7 @@ def _prepared(
         refusal = _requests.unreadable(documents)
         if refusal:
             return refusal
-        documents = [convert_to_tensor(document) for document in documents]
+        documents = [_detached(document) for document in documents]
         refusal = arguments.unlike("documents", documents) if documents else Decline("a query without documents")
         if refusal:
             return refusal
@@ -135,7 +133,7 @@ def _prepared(
             return Decline("documents without tokens have no best token")
         candidates += [Candidate(len(queries), document, len(document) < longest) for document in documents]
         counts.append(len(documents))
-        queries.append(convert_to_tensor(query))
+        queries.append(_detached(query))
         ids.append(query_ids)
     if queries:
         # PyLate never compares one query's documents with another's; one launch for all of them has to.
@@ -143,6 +141,12 @@ def _prepared(
             "documents", [candidate.document for candidate in candidates]
         )
     return refusal or Reranking(ids, queries, candidates, counts, device)
+
+
+def _detached(embedding: Any) -> Any:
+    """Convert an embedding as PyLate does, without its history: a ranking has no gradient."""
+    converted = convert_to_tensor(embedding)
+    return converted.detach() if isinstance(converted, Tensor) and converted.requires_grad else converted
 
 
 def _requests_of(reranking: Reranking) -> Iterator[Request | Decline]:
@@ -176,6 +180,8 @@ def _padded(reranking: Reranking) -> Request | Decline | None:
     longest = max(len(document) for document in documents)
     if len(documents) * longest * documents[0].shape[1] > PADDED:
         return None
-    queries, padded = query[None], pad_sequence(documents, batch_first=True)
+    queries, padded = query[None], documents[0][None]
+    if len(documents) > 1:
+        padded = pad_sequence(documents, batch_first=True)
     device = reranking.device or query.device
     return _requests.dense(queries.to(device), padded.to(device), None, None, document_rank=3)

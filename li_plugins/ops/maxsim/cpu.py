@@ -76,6 +76,9 @@ class Blocked:
         self, problem: Problem, grad_scores: Tensor, winners: Tensor, need_queries: bool, need_documents: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients: for each row the sum, in a fixed order, of the rows that it won or was won by."""
+        found = small.gradients(problem, grad_scores, winners, need_queries, need_documents)
+        if found is not None:
+            return found
         return gradients(problem, grad_scores, winners, need_queries, need_documents)
 
 

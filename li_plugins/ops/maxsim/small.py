@@ -41,6 +41,39 @@ def scores_and_winners(problem: Problem, want_winners: bool) -> Found | None:
     return (_pairs if problem.pair_queries is not None else _cross)(problem, want_winners)
 
 
+def gradients(
+    problem: Problem, grad_scores: Tensor, winners: Tensor, need_queries: bool, need_documents: bool
+) -> tuple[Tensor | None, Tensor | None] | None:
+    """Return the gradients that are needed of a small dense problem where every token gets one, else ``None``.
+
+    The order of all sums is fixed.
+    """
+    queries, documents = problem.queries, problem.documents
+    if queries.device.type != "cpu" or problem.query_offsets is not None or not winners.numel():
+        return None
+    if winners.numel() * queries.shape[-1] > ELEMENTS or winners.numel() > SIMILARITIES or int(winners.amin()) < 0:
+        return None
+    is_cross, dtype, weights = problem.is_cross, compute_dtype(queries.dtype), problem.query_weights
+    numbers = torch.arange(documents.shape[:-2].numel()).view(*documents.shape[:-2], *((1, 1) if is_cross else (1,)))
+    places = torch.add(winners, numbers, alpha=documents.shape[-2]).view(-1)
+    factors = (grad_scores.T if is_cross else grad_scores).to(dtype).unsqueeze(-1)
+    if weights is not None:
+        factors = factors * (weights if is_cross else weights[:, None])
+    factors = factors.expand(winners.shape)
+    if problem.document_mask is not None and problem.rule.name == "ZERO":
+        factors = factors * problem.document_mask.reshape(-1)[places].view(winners.shape)
+    factors = factors.unsqueeze(-1)
+    grad_queries = grad_documents = None
+    if need_queries:
+        met = documents.reshape(-1, documents.shape[-1]).index_select(0, places).view(*winners.shape, -1)
+        grad_queries = (met.to(dtype) * factors).sum(0 if is_cross else 1).to(queries.dtype)
+    if need_documents:
+        met = (queries if is_cross else queries[:, None]).to(dtype) * factors
+        sums = met.new_zeros(documents.shape[:-1].numel(), documents.shape[-1])
+        grad_documents = sums.index_add_(0, places, met.flatten(0, -2)).view(documents.shape).to(documents.dtype)
+    return grad_queries, grad_documents
+
+
 def _is_small(query_tokens: int, document_tokens: int, width: int, together: int = 1) -> bool:
     similarities = together * query_tokens * document_tokens
     return 0 < similarities <= SIMILARITIES and similarities * width <= PRODUCTS

@@ -169,6 +169,22 @@ def test_small_packed_texts(layout: Layout, coarse: bool, dtype: torch.dtype, mo
     torch.testing.assert_close(found, cpu.KERNEL.forward(problem, False)[0])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("layout", [Layout.CROSS, Layout.CANDIDATES], ids=lambda layout: layout.name)
+def test_small_gradients(layout: Layout, rule: MaskRule, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    factors = {"weights": torch.float32, "mask": torch.float32}
+    problem = random_problem(layout, rule, dtype=dtype, out_dtype=torch.float32, lengths=False, seed=3, **factors)
+    assert problem.query_weights is not None
+    problem.query_weights.clamp_(min=0.25)  # a weight of 0 lets a masked token win
+    scores, winners = cpu.KERNEL.forward(problem, True)
+    grads = small.gradients(problem, scores, winners, True, True)
+    assert grads is not None, "no token gets nothing"
+    check_kernel(cpu.KERNEL, problem)
+    monkeypatch.setattr(small, "ELEMENTS", 1)
+    assert small.gradients(problem, scores, winners, True, True) is None
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 def test_what_is_no_number_goes_the_same_way_in_small_problems(layout: Layout, value: float) -> None:
