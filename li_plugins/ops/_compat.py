@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from functools import lru_cache
 
+import torch
+from torch.autograd import forward_ad
+
 _COMPILE_FAILURES = frozenset({"CompilationError", "CompileTimeAssertionFailure", "OutOfResources", "PTXASError"})
 """Names of triton's exceptions that mean: this kernel cannot be built for this device and shape."""
 
@@ -34,8 +37,6 @@ def nobody_looks_at_ops(*tensors: object) -> bool:
     """Tell whether these are plain tensors and no compiler, tracer, transform, mode or profiler is at work."""
     if torch_is_compiling():
         return False
-    import torch
-
     return (
         all(type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in tensors)
         and torch._C._len_torch_dispatch_stack() == 0
@@ -43,6 +44,21 @@ def nobody_looks_at_ops(*tensors: object) -> bool:
         and not torch._C._is_tracing()
         and not torch._C._autograd._profiler_enabled()
     )
+
+
+def _never() -> bool:
+    return False
+
+
+_functorch_is_active = getattr(torch._C, "_are_functorch_transforms_active", _never)
+
+
+def a_transform_is_active() -> bool:
+    """Tell whether a level of forward-mode AD, or a transform of torch.func (grad, jvp, vmap, ...), is at work.
+
+    Neither has a public name. Dynamo traces both, and guards a graph with the answers.
+    """
+    return getattr(forward_ad, "_current_level", -1) >= 0 or _functorch_is_active()
 
 
 def compiled_kernels_take_all_arguments() -> bool:

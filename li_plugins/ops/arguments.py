@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from li_plugins.api import Decline, Support
+from li_plugins.errors import BadInput, NoKernel
+from li_plugins.ops import _compat
+
+Answer = TypeVar("Answer")
 
 Request = dict[str, Any]
 """Keyword arguments of an operation, which its ``supports_`` and ``explain_`` twins take too."""
@@ -34,6 +38,8 @@ def as_multiplied(
     queries: Any, documents: Any, *, query_rank: int, document_rank: int
 ) -> tuple[Tensor, Tensor] | Decline:
     """Return the embeddings as a library's ``einsum`` multiplies them: as they are, or lowered by autocast."""
+    if _compat.a_transform_is_active():
+        return Decline("forward-mode AD or a transform of torch.func: the kernels have a reverse-mode gradient alone")
     for side, embeddings, rank in (("queries", queries, query_rank), ("documents", documents, document_rank)):
         if type(embeddings) not in PLAIN_TENSORS:
             return Decline(f"{side} of type {type(embeddings).__name__}: needs a plain tensor")
@@ -80,7 +86,10 @@ def factors(name: str, mask: Any, embeddings: Tensor) -> Tensor | Decline | None
     tokens = embeddings.shape[:-1]
     if type(mask) not in PLAIN_TENSORS or mask.layout is not torch.strided:
         return Decline(f"{name} is no plain dense tensor")
-    if mask.ndim != len(tokens) or any(given not in (1, size) for given, size in zip(mask.shape, tokens, strict=True)):
+    fits = mask.shape == tokens
+    if not fits and (
+        mask.ndim != len(tokens) or any(given not in (1, size) for given, size in zip(mask.shape, tokens, strict=True))
+    ):
         return Decline(f"{name} of shape {tuple(mask.shape)} for tokens of shape {tuple(tokens)}")
     if mask.device != embeddings.device:
         return Decline(f"{name} on {mask.device}, embeddings on {embeddings.device}")
@@ -88,7 +97,7 @@ def factors(name: str, mask: Any, embeddings: Tensor) -> Tensor | Decline | None
         return Decline(f"{name} of dtype {mask.dtype}: needs real or bool factors")
     if mask.requires_grad:
         return Decline(f"{name} requires a gradient")
-    return mask.expand(tokens)
+    return mask if fits else mask.expand(tokens)
 
 
 def score_dtype(queries: Tensor, *masks: Tensor | None) -> torch.dtype:
@@ -103,6 +112,19 @@ def score_dtype(queries: Tensor, *masks: Tensor | None) -> torch.dtype:
     if queries.device.type == "cuda" and dtype is not torch.float64 and autocast_dtype(queries.device) is not None:
         return torch.float32
     return dtype
+
+
+def answered(request: Request | Decline, operation: Callable[..., Answer]) -> Answer | Decline:
+    """Run an operation, or its ``explain_`` twin; what it refuses, it refuses before any work.
+
+    Instead of ``supported``, where nothing else happens between the request and its answer: validated once.
+    """
+    if isinstance(request, Decline):
+        return request
+    try:
+        return operation(**request)
+    except (BadInput, NoKernel) as refusal:
+        return Decline(str(refusal))
 
 
 def supported(request: Request | Decline, supports: Callable[..., Support]) -> Request | Decline:

@@ -15,7 +15,17 @@ from li_plugins.ops.dispatch import Plan
 from li_plugins.ops.maxsim import explain_maxsim_packed, maxsim_packed, supports_maxsim_packed
 
 BYTES_PER_LAUNCH = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
-"""Document embeddings that one launch takes, by device; bounds the copy that puts them one after the other."""
+"""Document embeddings that one launch takes, by device; bounds the copy that puts them one after the other.
+
+On the CPU small enough for the C library to keep the memory for the next launch: what it maps anew costs a page fault
+per page.
+"""
+
+
+def bytes_per_launch(device: torch.device | str | None) -> int:
+    """Return the limit of a device; ``None`` is the CPU."""
+    kind = torch.device(device or "cpu").type
+    return BYTES_PER_LAUNCH.get(kind, BYTES_PER_LAUNCH["cpu"])
 
 
 def requests(
@@ -58,7 +68,7 @@ def requests(
     packed_queries = arguments.concatenated(lists[0], device)
     where = packed_queries.tokens.device
     sizes = [arguments.bytes_of(document) for document in lists[1]]
-    for run in arguments.runs(sizes, BYTES_PER_LAUNCH.get(where.type, BYTES_PER_LAUNCH["cpu"])):
+    for run in arguments.runs(sizes, bytes_per_launch(where)):
         packed_documents = arguments.concatenated(lists[1][run], device)
         multiplied = arguments.as_multiplied(
             packed_queries.tokens, packed_documents.tokens, query_rank=2, document_rank=2

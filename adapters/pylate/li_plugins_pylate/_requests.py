@@ -12,7 +12,7 @@ from pylate.utils.tensor import convert_to_tensor
 from torch import Tensor
 
 from li_plugins.api import Decline
-from li_plugins.ops import MaskRule, arguments, supports_maxsim, supports_maxsim_packed
+from li_plugins.ops import MaskRule, arguments
 from li_plugins.ops.arguments import Ragged, Request
 
 BACKEND_VARIABLE = "PYLATE_SCORES_BACKEND"
@@ -60,7 +60,7 @@ def dense(
     if out_dtype is torch.float64 and queries.dtype is not torch.float64:
         return Decline(f"a float64 mask makes PyLate sum in float64 what {queries.dtype} embeddings gave")
 
-    request = {
+    return {
         "queries": queries,
         "documents": documents,
         "query_weights": query_weights,
@@ -68,7 +68,6 @@ def dense(
         "mask_rule": MaskRule.NONE if query_weights is None and document_factors is None else MaskRule.ZERO,
         "out_dtype": out_dtype,
     }
-    return arguments.supported(request, supports_maxsim)
 
 
 def packed(
@@ -86,7 +85,7 @@ def packed(
     multiplied = arguments.as_multiplied(queries.tokens, documents.tokens, query_rank=2, document_rank=2)
     if isinstance(multiplied, Decline):
         return multiplied
-    request: Request = {
+    return {
         "queries": multiplied[0],
         "documents": multiplied[1],
         "query_offsets": queries.offsets,
@@ -97,7 +96,6 @@ def packed(
         "max_query_length": queries.longest,
         "max_document_length": documents.longest,
     }
-    return arguments.supported(request, supports_maxsim_packed)
 
 
 def ragged(side: str, texts: Sequence[Any] | np.ndarray | Tensor) -> Ragged | Decline:

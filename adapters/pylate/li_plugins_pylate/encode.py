@@ -16,9 +16,10 @@ def skiplist_mask(input_ids: Tensor, skiplist: list[int]) -> Tensor | Decline:
     if refusal:
         return refusal
     skipped = torch.tensor(data=skiplist, dtype=torch.long, device=input_ids.device)
-    # PyLate compares with one 0-dimensional int64 tensor after the other: torch then compares in this dtype, which may
-    # be narrower than int64.
-    compared = torch.result_type(input_ids, skipped.new_empty(()))
+    # PyLate compares with one 0-dimensional int64 tensor after the other, to which torch promotes no integers with a
+    # dimension: it compares in their dtype, which may be narrower.
+    is_promoted = input_ids.ndim == 0 and not input_ids.is_floating_point()
+    compared = torch.int64 if is_promoted else input_ids.dtype
     return torch.isin(input_ids.to(compared), skipped.to(compared), invert=True)
 
 
@@ -32,6 +33,6 @@ def _refusal(input_ids: object, skiplist: object) -> Decline | None:
         return Decline(f"input_ids of type {type(input_ids).__name__}: needs a plain dense tensor")
     if input_ids.dtype not in SERVED:
         return Decline(f"input_ids of dtype {input_ids.dtype}: torch.isin takes {', '.join(map(str, SERVED))}")
-    if not isinstance(skiplist, list | tuple) or not all(isinstance(token, int) for token in skiplist):
+    if not isinstance(skiplist, (list, tuple)) or not all(isinstance(token, int) for token in skiplist):
         return Decline("skiplist is no list of int")
     return None

@@ -1,4 +1,4 @@
-"""PyLate's reranking as packed MaxSim: all queries and candidates together, without padding."""
+"""PyLate's reranking as packed MaxSim: all queries and candidates together, without padding; one short list padded."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from pylate.utils.tensor import convert_to_tensor
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from li_plugins.api import Decline
-from li_plugins.ops import arguments, explain_maxsim_packed, maxsim_packed
+from li_plugins.ops import arguments, explain_maxsim, explain_maxsim_packed, maxsim, maxsim_packed, ragged
 from li_plugins_pylate import _requests
 
 if TYPE_CHECKING:
@@ -21,11 +22,8 @@ if TYPE_CHECKING:
 # By name: the package ``pylate.rank`` may hold a function where the module of that name is meant.
 _rank: Any = import_module("pylate.rank.rank")
 
-BYTES_PER_LAUNCH = 8 * 2**20
-"""Document embeddings that one launch takes; bounds the copy that puts them one after the other.
-
-Small enough for the C library to keep the memory for the next launch: what it maps anew costs a page fault per page.
-"""
+PADDED = 2**18
+"""Most numbers of one query's candidates, padded, that are scored as PyLate pads them: packing takes longer then."""
 
 
 class Candidate(NamedTuple):
@@ -64,15 +62,16 @@ def rerank(
     if isinstance(reranking, Decline):
         return reranking
     scores = []
-    with torch.no_grad():
-        for request in _requests_of(reranking):
-            if isinstance(request, Decline):
-                return request
-            scores.append(maxsim_packed(**request))
+    for request in _requests_of(reranking):
+        answer = arguments.answered(request, maxsim_packed if is_packed(request) else maxsim)
+        if isinstance(answer, Decline):
+            return answer
+        scores.append(answer.flatten())
     if not scores:
         return []
     results = []
-    for ids, query_scores in zip(reranking.ids, torch.cat(scores).cpu().split(reranking.counts), strict=True):
+    joined = scores[0] if len(scores) == 1 else torch.cat(scores)
+    for ids, query_scores in zip(reranking.ids, joined.cpu().split(reranking.counts), strict=True):
         best, order = torch.sort(query_scores, descending=True)
         results.append(
             [{"id": ids[index], "score": score} for index, score in zip(order.tolist(), best.tolist(), strict=True)]
@@ -90,11 +89,15 @@ def explain_rerank(
     reranking = _prepared(documents_ids, queries_embeddings, documents_embeddings, device)
     if isinstance(reranking, Decline):
         return reranking
-    with torch.no_grad():
-        request = next(_requests_of(reranking), None)
+    request = next(_requests_of(reranking), None)
     if request is None:
         return "no query: nothing to compute"
-    return request if isinstance(request, Decline) else explain_maxsim_packed(**request)
+    return arguments.answered(request, explain_maxsim_packed if is_packed(request) else explain_maxsim)
+
+
+def is_packed(request: Request | Decline) -> bool:
+    """Say whether a request is for ``maxsim_packed``."""
+    return not isinstance(request, Decline) and "query_offsets" in request
 
 
 def _prepared(
@@ -121,7 +124,7 @@ def _prepared(
         refusal = _requests.unreadable(documents)
         if refusal:
             return refusal
-        documents = [convert_to_tensor(document) for document in documents]
+        documents = [_detached(document) for document in documents]
         refusal = arguments.unlike("documents", documents) if documents else Decline("a query without documents")
         if refusal:
             return refusal
@@ -130,7 +133,7 @@ def _prepared(
             return Decline("documents without tokens have no best token")
         candidates += [Candidate(len(queries), document, len(document) < longest) for document in documents]
         counts.append(len(documents))
-        queries.append(convert_to_tensor(query))
+        queries.append(_detached(query))
         ids.append(query_ids)
     if queries:
         # PyLate never compares one query's documents with another's; one launch for all of them has to.
@@ -140,10 +143,22 @@ def _prepared(
     return refusal or Reranking(ids, queries, candidates, counts, device)
 
 
+def _detached(embedding: Any) -> Any:
+    """Convert an embedding as PyLate does, without its history: a ranking has no gradient."""
+    converted = convert_to_tensor(embedding)
+    return converted.detach() if isinstance(converted, Tensor) and converted.requires_grad else converted
+
+
 def _requests_of(reranking: Reranking) -> Iterator[Request | Decline]:
     """Yield one request for each run of candidates that fits a launch; their scores come in the candidates' order."""
+    if len(reranking.queries) == 1:
+        padded = _padded(reranking)
+        if padded is not None:
+            yield padded
+            return
     sizes = [arguments.bytes_of(candidate.document) for candidate in reranking.candidates]
-    for part in arguments.runs(sizes, BYTES_PER_LAUNCH):
+    device = reranking.device or (reranking.queries[0].device if reranking.queries else None)
+    for part in arguments.runs(sizes, ragged.bytes_per_launch(device)):
         run = reranking.candidates[part]
         first, last = run[0].query, run[-1].query
         queries = arguments.concatenated(reranking.queries[first : last + 1], reranking.device)
@@ -157,3 +172,16 @@ def _requests_of(reranking: Reranking) -> Iterator[Request | Decline]:
             ),
             floor=torch.tensor([candidate.shorter for candidate in run], device=device),
         )
+
+
+def _padded(reranking: Reranking) -> Request | Decline | None:
+    """Return the request of one query with few candidates, padded to the longest; ``None``: there are more."""
+    query, documents = reranking.queries[0], [candidate.document for candidate in reranking.candidates]
+    longest = max(len(document) for document in documents)
+    if len(documents) * longest * documents[0].shape[1] > PADDED:
+        return None
+    queries, padded = query[None], documents[0][None]
+    if len(documents) > 1:
+        padded = pad_sequence(documents, batch_first=True)
+    device = reranking.device or query.device
+    return _requests.dense(queries.to(device), padded.to(device), None, None, document_rank=3)

@@ -30,7 +30,7 @@ def colbert_scores(
 ) -> Tensor | Decline:
     """Score every query against every document: ``[A, Lq, d]`` and ``[B, Ld, d]`` to ``[A, B]``."""
     request = _cross(queries_embeddings, documents_embeddings, queries_mask, documents_mask, backend)
-    return request if isinstance(request, Decline) else maxsim(**request)
+    return arguments.answered(request, maxsim)
 
 
 def explain_colbert_scores(
@@ -42,7 +42,7 @@ def explain_colbert_scores(
 ) -> object:
     """Say which kernel ``colbert_scores`` would use, or why PyLate's own code would run."""
     request = _cross(queries_embeddings, documents_embeddings, queries_mask, documents_mask, backend)
-    return request if isinstance(request, Decline) else explain_maxsim(**request)
+    return arguments.answered(request, explain_maxsim)
 
 
 def colbert_kd_scores(
@@ -54,7 +54,7 @@ def colbert_kd_scores(
 ) -> Tensor | Decline:
     """Score each query against its own candidates: ``[A, Lq, d]`` and ``[A, K, Ld, d]`` to ``[A, K]``."""
     request = _candidates(queries_embeddings, documents_embeddings, queries_mask, documents_mask, backend)
-    return request if isinstance(request, Decline) else maxsim(**request)
+    return arguments.answered(request, maxsim)
 
 
 def explain_colbert_kd_scores(
@@ -66,7 +66,7 @@ def explain_colbert_kd_scores(
 ) -> object:
     """Say which kernel ``colbert_kd_scores`` would use, or why PyLate's own code would run."""
     request = _candidates(queries_embeddings, documents_embeddings, queries_mask, documents_mask, backend)
-    return request if isinstance(request, Decline) else explain_maxsim(**request)
+    return arguments.answered(request, explain_maxsim)
 
 
 def colbert_scores_pairwise(
@@ -76,7 +76,7 @@ def colbert_scores_pairwise(
 ) -> Tensor | Decline:
     """Score the first query against the first document and so on: padded batches or ragged lists to ``[n]``."""
     request = _pairs(queries_embeddings, documents_embeddings, backend)
-    return request if isinstance(request, Decline) else maxsim_packed(**request)
+    return arguments.answered(request, maxsim_packed)
 
 
 def explain_colbert_scores_pairwise(
@@ -86,7 +86,7 @@ def explain_colbert_scores_pairwise(
 ) -> object:
     """Say which kernel ``colbert_scores_pairwise`` would use, or why PyLate's own code would run."""
     request = _pairs(queries_embeddings, documents_embeddings, backend)
-    return request if isinstance(request, Decline) else explain_maxsim_packed(**request)
+    return arguments.answered(request, explain_maxsim_packed)
 
 
 def call_colbert_scores(
@@ -99,7 +99,7 @@ def call_colbert_scores(
 ) -> Tensor | Decline:
     """Run ``ColBERTScores()(...)``: ``[A, Lq, d]`` and ``[D, N, Ld, d]`` to ``[A, D * N]`` in one launch."""
     request = _groups(queries_embeddings, documents_embeddings, queries_mask, documents_mask, backend)
-    return request if isinstance(request, Decline) else maxsim(**request)
+    return arguments.answered(request, maxsim)
 
 
 def explain_call_colbert_scores(
@@ -112,7 +112,7 @@ def explain_call_colbert_scores(
 ) -> object:
     """Say which kernel ``ColBERTScores()(...)`` would use, or why PyLate's own code would run."""
     request = _groups(queries_embeddings, documents_embeddings, queries_mask, documents_mask, backend)
-    return request if isinstance(request, Decline) else explain_maxsim(**request)
+    return arguments.answered(request, explain_maxsim)
 
 
 def _cross(queries: Any, documents: Any, queries_mask: Any, documents_mask: Any, backend: Any) -> Request | Decline:

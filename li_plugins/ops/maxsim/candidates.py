@@ -37,7 +37,7 @@ def scores_and_winners(problem: Problem, want_winners: bool, together: int) -> t
     scores = queries.new_empty(problem.scores_shape, dtype=dtype)
     winners = queries.new_empty(problem.winners_shape, dtype=problem.winners_dtype) if want_winners else None
     tile = queries.new_empty(together, candidates * length, queries.shape[1], dtype=dtype)
-    masks = _Masks.of(problem)
+    all_masks = Masks.of(problem)
     for start in range(0, queries.shape[0], together):
         part = slice(start, min(start + together, queries.shape[0]))
         rows, weights = queries[part].to(dtype), None
@@ -47,67 +47,73 @@ def scores_and_winners(problem: Problem, want_winners: bool, together: int) -> t
                 rows, weights = rows * weights[:, 0, :, None], None
         tokens = problem.documents[part].to(dtype).flatten(1, 2)
         similarities = torch.bmm(tokens, rows.mT, out=tile[: len(rows)])
-        masks.apply(similarities.view(-1, candidates, length, rows.shape[1]), part)
+        masks = all_masks[part]
+        masks.apply(similarities.view(-1, candidates, length, rows.shape[1]))
         block = Block(slice(0, len(rows) * candidates), tokens.flatten(0, 1))
         values = similarities.flatten(0, 1)
         best = block.greatest(values, out=tile.new_empty(block.count, rows.shape[1]))
         if winners is not None:
             found = block.first_positions(values, best).view(-1, candidates, rows.shape[1])
-            winners[part] = masks.passing(found, part).to(winners.dtype)
+            winners[part] = masks.passing(found).to(winners.dtype)
         best = best.view(-1, candidates, rows.shape[1])
         scores[part] = (best if weights is None else best * weights).sum(-1)
-    return masks.empty_filled(scores, problem.rule.empty_score).to(problem.out_dtype), winners
+    return all_masks.empty_filled(scores, problem.rule.empty_score).to(problem.out_dtype), winners
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Masks:
-    """What mask and lengths do to similarities, ``[A, K, Ld]`` each; ``None``: nothing."""
+class Masks:
+    """What mask and lengths do to similarities, ``[A, K, Ld]`` or ``[B, Ld]`` each; ``None``: nothing."""
 
-    factors: Tensor | None
+    factors: Tensor | None = None
     """Under ZERO."""
-    is_filled: Tensor | None
+    is_filled: Tensor | None = None
     """Under FILL: which similarities are replaced by ``fill``."""
-    fill: float
-    is_absent: Tensor | None
+    fill: float = 0.0
+    is_absent: Tensor | None = None
     """Which tokens are no candidates."""
-    is_passing: Tensor | None
-    """Which tokens get a gradient when they win."""
+    mask: Tensor | None = None
+    """A token gets no gradient when it wins with 0 here."""
 
     @classmethod
-    def of(cls, problem: Problem) -> _Masks:
+    def of(cls, problem: Problem) -> Masks:
+        """Read a dense problem."""
         mask, rule, lengths = problem.document_mask, problem.rule, problem.document_lengths
-        is_absent = None
+        if mask is None and lengths is None:
+            return cls()
+        is_absent = factors = is_filled = None
         if lengths is not None:
             positions = torch.arange(problem.max_document_length, device=lengths.device)
             is_absent = positions >= lengths[..., None]
-        if mask is None:
-            return cls(None, None, 0.0, is_absent, None if is_absent is None else ~is_absent)
-        is_dropped = mask == 0
-        is_passing = ~is_dropped if is_absent is None else ~(is_dropped | is_absent)
-        factors = is_filled = None
-        if rule.name == "ZERO":
+        if mask is not None and rule.name == "ZERO":
             factors = mask.to(compute_dtype(problem.queries.dtype))
-        elif rule.name == "FILL":
-            is_filled = is_dropped
-        else:
-            is_absent = ~is_passing
-        return cls(factors, is_filled, rule.fill, is_absent, is_passing)
+        elif mask is not None and rule.name == "FILL":
+            is_filled = mask == 0
+        elif mask is not None:
+            is_absent = mask == 0 if is_absent is None else (mask == 0) | is_absent
+        return cls(factors, is_filled, rule.fill, is_absent, mask)
 
-    def apply(self, similarities: Tensor, part: slice) -> None:
-        """Change ``similarities [G, K, Ld, Lq]`` of some queries in place."""
+    def __getitem__(self, part: slice) -> Masks:
+        """Return those of some queries."""
+        given = (self.factors, self.is_filled, self.is_absent, self.mask)
+        factors, is_filled, is_absent, mask = (None if tensor is None else tensor[part] for tensor in given)
+        return Masks(factors, is_filled, self.fill, is_absent, mask)
+
+    def apply(self, similarities: Tensor) -> None:
+        """Change ``similarities [..., Ld, Lq]`` in place."""
         if self.factors is not None:
-            similarities.mul_(self.factors[part, ..., None])
+            similarities.mul_(self.factors.unsqueeze(-1))
         if self.is_filled is not None:
-            similarities.masked_fill_(self.is_filled[part, ..., None], self.fill)
+            similarities.masked_fill_(self.is_filled.unsqueeze(-1), self.fill)
         if self.is_absent is not None:
-            similarities.masked_fill_(self.is_absent[part, ..., None], -torch.inf)
+            similarities.masked_fill_(self.is_absent.unsqueeze(-1), -torch.inf)
 
-    def passing(self, positions: Tensor, part: slice) -> Tensor:
-        """Return ``positions [G, K, Lq]`` of best tokens, -1 where that token gets no gradient."""
-        if self.is_passing is None:
-            return positions
-        return positions.where(self.is_passing[part].gather(-1, positions), -1)
+    def passing(self, positions: Tensor) -> Tensor:
+        """Return ``positions [..., Lq]`` of best tokens, -1 where that token gets no gradient."""
+        is_idle = None if self.mask is None else self.mask == 0
+        if self.is_absent is not None:
+            is_idle = self.is_absent if is_idle is None else is_idle | self.is_absent
+        return positions if is_idle is None else positions.masked_fill(is_idle.gather(-1, positions), -1)
 
     def empty_filled(self, scores: Tensor, empty_score: float) -> Tensor:
-        """Return ``scores [A, K]`` with those of documents that have no candidate replaced."""
+        """Return ``scores [A, K]`` or ``[A, B]`` with those of documents that have no candidate replaced."""
         return scores if self.is_absent is None else scores.masked_fill_(self.is_absent.all(-1), empty_score)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from li_plugins.api import Support
-from li_plugins.ops.maxsim import candidates
+from li_plugins.ops.maxsim import candidates, small
 from li_plugins.ops.maxsim.gather import gradients
 from li_plugins.ops.maxsim.kept import Block, compute_dtype, documents_of
 from li_plugins.ops.maxsim.problem import Layout, Problem
@@ -37,6 +37,9 @@ class Blocked:
 
     def forward(self, problem: Problem, want_winners: bool) -> tuple[Tensor, Tensor | None]:
         """Return the scores and, if wanted, the winning document token of every query token."""
+        found = small.scores_and_winners(problem, want_winners)
+        if found is not None:
+            return found
         together = candidates.queries_together(problem, TILE_ELEMENTS)
         if together:
             return candidates.scores_and_winners(problem, want_winners, together)
@@ -73,6 +76,9 @@ class Blocked:
         self, problem: Problem, grad_scores: Tensor, winners: Tensor, need_queries: bool, need_documents: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients: for each row the sum, in a fixed order, of the rows that it won or was won by."""
+        found = small.gradients(problem, grad_scores, winners, need_queries, need_documents)
+        if found is not None:
+            return found
         return gradients(problem, grad_scores, winners, need_queries, need_documents)
 
 

@@ -17,6 +17,9 @@ from li_plugins.ops.maxsim.problem import Layout, Problem
 ENTRIES = 2**18
 """Winners in memory at a time, or those of one query or document where these are more."""
 
+ADDED = 2**19
+"""Most numbers that the CPU copies and adds row by row, in place of sorting the rows and reading each where it lies."""
+
 
 def gradients(
     problem: Problem, grad_scores: Tensor, winners: Tensor, need_queries: bool, need_documents: bool
@@ -61,6 +64,9 @@ def _sums(part: _Part, table: Tensor) -> Tensor:
     if not part.targets.numel() or not table.shape[1]:
         return table.new_zeros(count, table.shape[1])
     targets, sources, factors = part.targets - part.first, part.sources, part.factors
+    if table.device.type == "cpu" and sources.numel() * table.shape[1] <= ADDED:
+        rows = table.index_select(0, sources).mul_(factors[:, None])
+        return table.new_zeros(count, table.shape[1]).index_add_(0, targets, rows)
     if bool((targets[1:] < targets[:-1]).any()):
         targets, order = targets.to(torch.int32 if count < 2**31 else torch.int64).sort(stable=True)
         sources, factors = sources[order], factors[order]

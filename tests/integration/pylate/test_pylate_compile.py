@@ -64,8 +64,9 @@ def test_compiled_before_patched_and_after_the_undo(scores: ModuleType, name: st
     function = getattr(scores, name)
     function = function() if isinstance(function, type) else function
     traced = compiled(function)
+    unpatched = forward_runs()
     expected = result(traced, name)
-    assert forward_runs() == (unpatched := forward_runs())
+    assert forward_runs() == unpatched, "nothing was patched yet, and a kernel of ours ran"
 
     li_plugins.enable("pylate")
     agree(result(traced, name), expected)
@@ -76,6 +77,38 @@ def test_compiled_before_patched_and_after_the_undo(scores: ModuleType, name: st
     li_plugins.disable_all()
     agree(result(traced, name), expected)
     assert forward_runs() == unpatched + 2, "after the undo: ours ran"
+
+
+def test_ragged_pairs_in_a_graph(scores: ModuleType) -> None:
+    sizes = [(3, 5), (1, 7), (4, 2)]
+    queries, documents = ([torch.randn(pair[side], 16, requires_grad=True) for pair in sizes] for side in (0, 1))
+    leaves = [*queries, *documents]
+    found = scores.colbert_scores_pairwise(queries, documents)
+    expected = [found.detach(), *torch.autograd.grad(found.sum(), leaves)]
+    traced = torch.compile(scores.colbert_scores_pairwise, fullgraph=True, backend="aot_eager")
+    li_plugins.enable("pylate")
+    before = forward_runs()
+    found = traced(queries, documents)
+    agree([found.detach(), *torch.autograd.grad(found.sum(), leaves)], expected)
+    assert forward_runs() == before + 1
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.float32], ids=str)
+def test_the_skiplists_mask_in_a_graph(dtype: torch.dtype) -> None:
+    from pylate.models import ColBERT
+
+    ids, skiplist = torch.randint(0, 90, (3, 40)).to(dtype), [7, 19, 300]
+    expected = ColBERT.skiplist_mask(ids, skiplist)
+    called: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        called.extend(getattr(node.target, "__name__", "") for node in graph.graph.nodes)
+        return graph.forward
+
+    li_plugins.enable("pylate")
+    found = torch.compile(ColBERT.skiplist_mask, fullgraph=True, backend=backend)(ids, skiplist)
+    assert torch.equal(found, expected)
+    assert called.count("isin") == 1, f"the original ran: {called}"
 
 
 @pytest.mark.allow_fallback(reason="declines inside the graph")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import li_plugins
+from li_plugins.ops import arguments, ragged
 from li_plugins.testing.parity import call_unpatched
 
 Arguments = tuple[list[list[str]], list[Any], list[Any]]
@@ -123,23 +124,60 @@ def test_under_autocast(rank: ModuleType) -> None:
         assert_same(rank, *collection(), tolerance=0.2)
 
 
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Operation and document tokens, padding included, of every launch."""
+    replacement, made = import_module("li_plugins_pylate.rank"), []
+
+    def counting(name: str) -> Callable[..., Tensor]:
+        launch = getattr(replacement, name)
+
+        def counted(**request: Any) -> Tensor:
+            made.append((name, request["documents"].shape[:-1].numel()))
+            return launch(**request)
+
+        return counted
+
+    for name in ("maxsim", "maxsim_packed"):
+        monkeypatch.setattr(replacement, name, counting(name))
+    return made
+
+
 @pytest.mark.parametrize("tokens", [1, 29, 64, 10_000])
-def test_the_size_of_a_launch_changes_nothing(rank: ModuleType, monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
-    replacement = import_module("li_plugins_pylate.rank")
-    launches = []
-    launch = replacement.maxsim_packed
-
-    def count(*arguments: Any, **request: Any) -> Tensor:
-        launches.append(request["documents"].shape[0])
-        return launch(*arguments, **request)
-
-    monkeypatch.setattr(replacement, "maxsim_packed", count)
-    monkeypatch.setattr(replacement, "BYTES_PER_LAUNCH", tokens * 16 * 4)
+def test_the_size_of_a_launch_changes_nothing(
+    rank: ModuleType, monkeypatch: pytest.MonkeyPatch, launches: list[tuple[str, int]], tokens: int
+) -> None:
+    monkeypatch.setitem(ragged.BYTES_PER_LAUNCH, "cpu", tokens * 16 * 4)
     ids, queries, candidates = collection()
     assert_same(rank, ids, queries, candidates)
-    longest = max(len(document) for row in candidates for document in row)
-    assert max(launches) <= max(tokens, longest)
-    assert (len(launches) == 1) == (tokens == 10_000)
+    lengths = [len(document) for row in candidates for document in row]
+    made = [size for name, size in launches if name == "maxsim_packed"]
+    assert made == [sum(lengths[run]) for run in arguments.runs(lengths, tokens)]
+    assert len(launches) == len(made), "several queries are packed"
+    assert (len(made) == 1) == (tokens == 10_000)
+
+
+def test_a_gpu_takes_more_in_a_launch_than_the_cpu() -> None:
+    assert ragged.bytes_per_launch(None) == ragged.bytes_per_launch("cpu") == ragged.BYTES_PER_LAUNCH["cpu"]
+    assert ragged.bytes_per_launch("cuda:0") == ragged.bytes_per_launch(torch.device("cuda")) == 256 * 2**20
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_one_query_with_few_candidates_is_padded_as_in_pylate(
+    rank: ModuleType, launches: list[tuple[str, int]], count: int
+) -> None:
+    ids, queries, candidates = collection()
+    row = [*candidates[0], torch.zeros(0, 16)][-count:] if count > 1 else candidates[0][:1]
+    assert_same(rank, ids[:1], queries[:1], [row])
+    assert launches == [("maxsim", count * max(map(len, row)))]
+    assert_same(rank, ids[:1], deep(Tensor.numpy, queries[:1]), [deep(Tensor.numpy, row)], device="cpu")
+    assert "blocked" in str(li_plugins.explain(rank.rerank, ids[:1], queries[:1], [row]))
+
+
+def test_one_query_with_many_candidates_is_packed(rank: ModuleType, launches: list[tuple[str, int]]) -> None:
+    documents = [torch.randn(length, 128) for length in range(1, 100)]
+    assert_same(rank, [list(range(99))], [torch.randn(4, 128)], [documents], tolerance=1e-4)
+    assert launches == [("maxsim_packed", 99 * 50)]
 
 
 BAD: dict[str, Callable[[Arguments], tuple[Any, ...]]] = {
@@ -159,12 +197,12 @@ BAD: dict[str, Callable[[Arguments], tuple[Any, ...]]] = {
 @pytest.mark.allow_fallback(reason="what MaxSim has no meaning for is the library's to answer")
 @pytest.mark.parametrize("case", BAD)
 def test_the_same_answer_to_what_is_not_ours(rank: ModuleType, case: str) -> None:
-    arguments = BAD[case](collection())
-    ours = outcome(lambda: rank.rerank(*arguments))
+    given = BAD[case](collection())
+    ours = outcome(lambda: rank.rerank(*given))
     if isinstance(ours, tuple):
-        assert ours == call_unpatched(outcome, lambda: rank.rerank(*arguments))
+        assert ours == call_unpatched(outcome, lambda: rank.rerank(*given))
     else:
-        assert_same(rank, *arguments)
+        assert_same(rank, *given)
 
 
 @pytest.mark.allow_fallback(reason="PyLate's variable names a backend")

@@ -8,6 +8,7 @@ import pytest
 
 from li_plugins import api
 from li_plugins.ops import dispatch
+from li_plugins.ops.maxsim import gather, small
 
 
 @pytest.fixture(autouse=True)
@@ -22,9 +23,13 @@ def _fresh_plans(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     dispatch.reset()
 
 
-@pytest.fixture(params=["blocked", "reference"])
+@pytest.fixture(params=["blocked", "blocked, small", "reference"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each kernel of plain torch, behind the public functions."""
-    monkeypatch.setenv("LI_PLUGINS_BACKEND", request.param)
+    """Each kernel of plain torch, behind the public functions; one of them takes small problems another way."""
+    name = request.param.partition(",")[0]
+    monkeypatch.setenv("LI_PLUGINS_BACKEND", name)
+    if request.param == "blocked":
+        monkeypatch.setattr(small, "SIMILARITIES", 0)
+        monkeypatch.setattr(gather, "ADDED", 0)
     dispatch.reset()
-    return request.param
+    return name

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from li_plugins.ops import MaskRule
-from li_plugins.ops.maxsim import candidates, cpu, gather, kept, reference
+from li_plugins.ops.maxsim import candidates, cpu, gather, kept, reference, small
 from li_plugins.ops.maxsim.problem import Layout
 from li_plugins.testing.maxsim_cases import LAYOUTS, RULES, check_kernel, random_problem
 
@@ -17,13 +17,22 @@ KERNELS = {"blocked": cpu.KERNEL, "reference": reference.KERNEL}
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
-@pytest.fixture(params=KERNELS)
-def implementation(request: pytest.FixtureRequest) -> Any:
-    return KERNELS[request.param]
+def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small, "SIMILARITIES", 0)
+    monkeypatch.setattr(gather, "ADDED", 0)
 
 
-@pytest.fixture(params=["one block", "two queries", "many blocks"])
+@pytest.fixture(params=[*KERNELS, "blocked, small"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    if request.param == "blocked":
+        nothing_is_small(monkeypatch)
+    return KERNELS[request.param.partition(",")[0]]
+
+
+@pytest.fixture(params=["small", "one block", "two queries", "many blocks"])
 def _blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param != "small":
+        nothing_is_small(monkeypatch)
     if request.param == "two queries":
         monkeypatch.setattr(cpu, "TILE_ELEMENTS", 2 * 4 * 33 * 8)  # of a random problem's, with their candidates
     if request.param == "many blocks":
@@ -91,9 +100,14 @@ def test_the_gradient_of_one_token_that_wins_everything() -> None:
     assert torch.equal(grad, torch.tensor([0.0, 2048.0, 0.0]).to(grad)[None, :, None].expand_as(grad))
 
 
+@pytest.mark.parametrize("is_small", [True, False])
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_candidates_of_many_queries_in_one_product(rule: MaskRule) -> None:
+def test_candidates_of_many_queries_in_one_product(
+    rule: MaskRule, is_small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With documents of which nothing is left, or all, and embeddings that are no numbers."""
+    if not is_small:
+        nothing_is_small(monkeypatch)
     problem = random_problem(Layout.CANDIDATES, rule, queries=5, weights=torch.bool, mask=torch.float32)
     assert candidates.queries_together(problem, cpu.TILE_ELEMENTS) == 5
     assert problem.document_lengths is not None
@@ -118,7 +132,10 @@ def test_one_query_or_a_large_product_is_not_shared() -> None:
     assert candidates.queries_together(random_problem(Layout.PACKED_PAIRS, **sizes), cpu.TILE_ELEMENTS) == 0
 
 
-def test_nan_wins_at_its_first_position() -> None:
+@pytest.mark.parametrize("is_small", [True, False])
+def test_nan_wins_at_its_first_position(is_small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not is_small:
+        nothing_is_small(monkeypatch)
     problem = random_problem(Layout.CROSS, lengths=False, document_length=6)
     problem.documents[1, 4] = problem.documents[1, 2] = torch.nan
     for kernel in KERNELS.values():
@@ -127,3 +144,82 @@ def test_nan_wins_at_its_first_position() -> None:
         assert winners is not None
         assert (problem.by_score(winners)[:, 1] == 2).all()
         assert scores[:, 0].isfinite().all()
+
+
+# Small problems
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("coarse", [False, True], ids=["", "ties"])
+@pytest.mark.parametrize("layout", [Layout.PACKED_CROSS, Layout.PACKED_PAIRS], ids=lambda layout: layout.name)
+def test_small_packed_texts(layout: Layout, coarse: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each query with several documents in a row and some alone; a query without tokens; floors."""
+    problem = random_problem(layout, MaskRule.ZERO, queries=4, documents=5, mask=None, coarse=coarse, dtype=dtype)
+    offsets = torch.tensor([0, 33, 34, 40, 41, 60])
+    tokens = random_problem(Layout.CROSS, documents=1, document_length=60, coarse=coarse, dtype=dtype).documents[0]
+    problem = replace(problem, documents=tokens, document_offsets=offsets)
+    if layout is Layout.PACKED_PAIRS:
+        queries, documents = [0, 0, 0, 2, 2, 1, 1, 0, 3, 3], [0, 1, 2, 4, 3, 1, 1, 2, 0, 4]
+        pairs = {"pair_queries": torch.tensor(queries), "pair_documents": torch.tensor(documents)}
+        problem = replace(problem, **pairs, floor=torch.arange(10) % 2 == 0)
+    assert small.scores_and_winners(problem, False) is not None
+    check_kernel(cpu.KERNEL, problem, same_winners=coarse)
+    found, _ = cpu.KERNEL.forward(problem, False)
+    nothing_is_small(monkeypatch)
+    torch.testing.assert_close(found, cpu.KERNEL.forward(problem, False)[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("layout", [Layout.CROSS, Layout.CANDIDATES], ids=lambda layout: layout.name)
+def test_small_gradients(layout: Layout, rule: MaskRule, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    factors = {"weights": torch.float32, "mask": torch.float32}
+    problem = random_problem(layout, rule, dtype=dtype, out_dtype=torch.float32, lengths=False, seed=3, **factors)
+    assert problem.query_weights is not None
+    problem.query_weights.clamp_(min=0.25)  # a weight of 0 lets a masked token win
+    scores, winners = cpu.KERNEL.forward(problem, True)
+    grads = small.gradients(problem, scores, winners, True, True)
+    assert grads is not None, "no token gets nothing"
+    check_kernel(cpu.KERNEL, problem)
+    monkeypatch.setattr(small, "ELEMENTS", 1)
+    assert small.gradients(problem, scores, winners, True, True) is None
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_what_is_no_number_goes_the_same_way_in_small_problems(layout: Layout, value: float) -> None:
+    is_dense = layout in (Layout.CROSS, Layout.CANDIDATES)
+    problem = random_problem(
+        layout, MaskRule.ZERO, query_length=3, document_length=5, mask=torch.bool if is_dense else None
+    )
+    problem.documents.view(-1, 8)[2, 3] = problem.queries.view(-1, 8)[1, 5] = value
+    if problem.document_offsets is not None:
+        edges = torch.linspace(0, len(problem.documents), len(problem.document_offsets)).long()
+        problem = replace(problem, document_offsets=edges)
+    assert small.scores_and_winners(problem, False) is not None
+    found, expected = (kernel.forward(problem, True) for kernel in (cpu.KERNEL, reference.KERNEL))
+    torch.testing.assert_close(found[0], expected[0], equal_nan=True)
+    assert not is_dense or torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("name", ["SIMILARITIES", "PRODUCTS", "ELEMENTS", "TEXTS"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_what_is_not_small_is_left(layout: Layout, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = random_problem(layout, mask=None)
+    if problem.document_offsets is not None:
+        offsets = torch.tensor([0, 7, 9, 12, 30])
+        problem = replace(problem, document_offsets=offsets, documents=problem.documents[:30])
+    assert small.scores_and_winners(problem, False) is not None
+    monkeypatch.setattr(small, name, 1)
+    is_bound = problem.query_offsets is not None if name == "TEXTS" else True
+    if name == "ELEMENTS":
+        is_bound = layout is Layout.PACKED_PAIRS
+    assert (small.scores_and_winners(problem, False) is None) == is_bound
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"queries": 0}, {"documents": 0}, {"query_length": 0}, {"document_length": 0}], ids=str
+)
+@pytest.mark.parametrize("layout", [Layout.CROSS, Layout.CANDIDATES], ids=lambda layout: layout.name)
+def test_nothing_is_not_small(layout: Layout, sizes: dict[str, int]) -> None:
+    assert small.scores_and_winners(random_problem(layout, lengths=False, **sizes), True) is None
