@@ -57,7 +57,8 @@ BUILTIN = (
         devices=("cuda",),
         dtypes=("float16", "bfloat16", "float32"),
         arch=(80, 129),
-        priority=100,
+        # after the one of plain torch until it has run on a GPU: the interpreter alone has judged it
+        priority=-10,
     ),
     Kernel(
         op="smooth_maxsim",

@@ -43,10 +43,8 @@ def load_rows(rows, live, dims, DIM: tl.constexpr, EVEN: tl.constexpr, INTERPRET
     ``live`` is a vector or a scalar. ``EVEN`` says that no dimension reaches ``DIM``. Triton's interpreter does not
     compute in bf16: it gets fp32.
     """
-    if len(live.shape) == 1:
-        is_live = live[:, None]
-    else:  # the interpreter of triton 3.9 takes no scalar for a mask
-        is_live = tl.full([1, 1], 1, tl.int1) & live
+    # the interpreter of triton 3.9 takes no scalar for a mask
+    is_live = live[:, None] if len(live.shape) == 1 else tl.full([1, 1], 1, tl.int1) & live
     if EVEN:
         tile = tl.load(rows[:, None] + dims[None, :], mask=is_live, other=0.0)
     else:

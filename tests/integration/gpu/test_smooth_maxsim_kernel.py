@@ -87,7 +87,9 @@ def test_more_than_2_to_31_elements():
     assert not found[1][:-8].any()
 
 
-def test_triton_serves_forward_and_backward():
+def test_triton_serves_forward_and_backward(monkeypatch):
+    monkeypatch.setenv("LI_PLUGINS_BACKEND", "triton")
+    dispatch.reset()
     dispatch.reset()
     queries = torch.randn(4, 32, 128, device="cuda", dtype=BF16, requires_grad=True)
     documents = torch.randn(8, 180, 128, device="cuda", dtype=BF16, requires_grad=True)
