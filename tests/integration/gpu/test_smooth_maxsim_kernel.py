@@ -90,7 +90,6 @@ def test_more_than_2_to_31_elements():
 def test_triton_serves_forward_and_backward(monkeypatch):
     monkeypatch.setenv("LI_PLUGINS_BACKEND", "triton")
     dispatch.reset()
-    dispatch.reset()
     queries = torch.randn(4, 32, 128, device="cuda", dtype=BF16, requires_grad=True)
     documents = torch.randn(8, 180, 128, device="cuda", dtype=BF16, requires_grad=True)
     smooth_maxsim(queries, documents, tau=0.1).sum().backward()
