@@ -107,7 +107,7 @@ def _ruled(
     if RULE == "ZERO" and query_weights is not None:
         similarity *= weight[:, None]
     if document_mask is not None:
-        factor = load_factor(document_mask, mask_token, tl.where(is_full == 0, mask_token >= 0, False), INTERPRET)
+        factor = load_factor(document_mask, mask_token, is_full == 0, INTERPRET)
         if is_full == 0:
             if RULE == "ZERO":
                 similarity *= factor.to(tl.float32)[None, :]

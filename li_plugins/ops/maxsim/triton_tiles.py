@@ -198,8 +198,8 @@ def store_scores(
 @triton.jit
 def load_factor(factor, index, live, INTERPRET: tl.constexpr):
     """Load query weights or a document mask, in its own dtype; 0 where dead."""
-    if INTERPRET:  # that of triton 3.9 makes a number of a vector's and a scalar's conjunction
-        live = live != 0
+    if INTERPRET:  # that of triton 3.9 takes no scalar for a mask, and makes a number of a vector and a scalar
+        live = tl.where(live, index == index, False)
     value = tl.load(factor + index, mask=live, other=0)
     if INTERPRET and value.dtype == tl.bfloat16:
         value = value.to(tl.float32)
