@@ -83,7 +83,7 @@ class Program:
             runpy.run_path(os.path.abspath(self.name), run_name="__main__")
 
     def _run_source(self) -> None:
-        """Run a file. Python makes ``__file__`` absolute and leaves ``sys.argv[0]`` as given; runpy has one for both."""
+        """Run a file. Python makes ``__file__`` absolute and leaves ``sys.argv[0]`` alone; runpy has one for both."""
         import builtins
         from importlib.machinery import SourceFileLoader
         from types import ModuleType
