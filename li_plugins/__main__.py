@@ -75,11 +75,26 @@ class Program:
             sys.path[0] = os.getcwd() if self.is_module else os.path.dirname(os.path.realpath(self.name))
         if self.is_module:
             runpy.run_module(self.name, run_name="__main__", alter_sys=True)
+        elif os.path.isfile(self.name) and not self.name.endswith(".pyc"):
+            self._run_source()
         elif os.path.isfile(self.name):
             runpy.run_path(self.name, run_name="__main__")
         else:
             del sys.path[0]  # runpy puts the folder itself there
             runpy.run_path(os.path.abspath(self.name), run_name="__main__")
+
+    def _run_source(self) -> None:
+        """Run a file. Python makes ``__file__`` absolute and leaves ``sys.argv[0]`` alone; runpy has one for both."""
+        import builtins
+        from importlib.machinery import SourceFileLoader
+        from types import ModuleType
+
+        path = os.path.abspath(self.name)
+        loader = SourceFileLoader("__main__", path)
+        code = loader.source_to_code(loader.get_data(path), path)
+        sys.modules["__main__"] = main = ModuleType("__main__")
+        vars(main).update(__file__=path, __loader__=loader, __builtins__=builtins, __cached__=None)
+        exec(code, vars(main))
 
 
 @cli.command(
@@ -87,7 +102,7 @@ class Program:
     options_metavar="[--adapters NAMES] [-m]",
 )
 @click.option(
-    "--adapters", metavar="NAMES", help="What LI_PLUGINS may say: names separated by commas, or 1, the default."
+    "--adapters", metavar="NAMES", help="What LI_PLUGINS may say: names separated by commas, 0, or 1, the default."
 )
 @click.option("-m", "is_module", is_flag=True, help="Run a module, as `python -m` does.")
 @click.argument("program")
@@ -104,7 +119,11 @@ def run(adapters: str | None, is_module: bool, program: str, arguments: tuple[st
     from li_plugins.host.session import SESSION
 
     asked = Config.read({"LI_PLUGINS": adapters}) if adapters is not None else Config.read()
-    if Config.read().switch != "off":
+    if adapters is not None and asked.switch == "unset":
+        raise click.BadParameter(f"{adapters!r} names no adapter; say 0 for none, 1 for all", param_hint="--adapters")
+    if "off" in (asked.switch, Config.read().switch):
+        os.environ["LI_PLUGINS"] = "0"
+    else:
         names = asked.names if asked.switch == "some" else None
         SESSION.enable(names)  # an unknown name ends here, before the environment is touched
         os.environ["LI_PLUGINS"] = "1" if names is None else ",".join(names)
@@ -185,6 +204,11 @@ def _arguments(
     import torch
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's own words for what is not there
+        reason = str(error).partition("\n")[0]
+        raise click.BadParameter(f"no tensor can be on {device!r}: {reason}", param_hint="--device") from error
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype):
         raise click.BadParameter(f"{dtype!r} is not a dtype of torch", param_hint="--dtype")

@@ -106,7 +106,7 @@ class Adapter:
     targets
         What is patched, in the order in which it is patched.
     summary
-        One line for ``status`` and the docs.
+        One line for the docs: ``"PyLate: scores and losses through MaxSim"``.
     since
         The library's first release that has what is patched; an older one counts as absent, without a warning. Empty:
         what is older than ``requires`` is untested.

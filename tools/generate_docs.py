@@ -23,6 +23,14 @@ def built_in_adapters() -> list[Adapter]:
     return [adapter for entry in entry_points for adapter in import_module(entry.module).li_plugins_adapters()]
 
 
+def libraries_table() -> str:
+    """Return one row for each built-in adapter: its library and what of it is patched."""
+    rows = ["| `enable(...)` | tested releases | what runs on the shared kernels |", "|---|---|---|"]
+    for adapter in built_in_adapters():
+        rows.append(f"| `{adapter.name}` | `{adapter.requires}` | {adapter.summary.partition(': ')[2]} |")
+    return "\n".join(rows)
+
+
 def adapters_table() -> str:
     """Return one row for each target of each built-in adapter."""
     rows = ["| library | releases | function | tested bodies |", "|---|---|---|---|"]
@@ -45,7 +53,7 @@ def hooks_table() -> str:
     return "\n".join(rows)
 
 
-TABLES = {"variables": config.markdown_table, "adapters": adapters_table, "hooks": hooks_table}
+TABLES = {"variables": config.markdown_table, "libraries": libraries_table, "adapters": adapters_table, "hooks": hooks_table}
 
 
 def fill(page: str) -> str:

@@ -109,8 +109,6 @@ class Config:
         See ``VARIABLES``.
     log
         Level of the logger: ``"debug"``, ``"info"``, ``"warning"`` or empty (left alone).
-    backend
-        Name of the preferred kernel or empty.
     problems
         Values that were not understood; the default is in force for them.
     """
@@ -120,7 +118,6 @@ class Config:
     strict: bool = False
     untested: bool = False
     log: str = ""
-    backend: str = ""
     problems: tuple[BadInput, ...] = ()
 
     @classmethod
@@ -153,7 +150,6 @@ class Config:
             strict=flags["strict"] if strict is None else strict,
             untested=flags["untested"] if untested is None else untested,
             log=log,
-            backend=environ.get("LI_PLUGINS_BACKEND", "").strip(),
             problems=tuple(problems),
         )
 

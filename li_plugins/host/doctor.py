@@ -43,12 +43,14 @@ print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda or torc
 
 
 class Library(NamedTuple):
-    """A library that an adapter is for: what is installed, what is tested."""
+    """A library that an adapter is for: what is installed, what is tested, and why nothing of it is patched."""
 
     adapter: str
     requires: str
     installed: str
     plugin: str
+    reason: str
+    """Empty for a tested release."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Examination:
         ``"name (arch)"`` of each GPU.
     libraries
         One for each adapter.
+    unknown
+        The names in ``LI_PLUGINS`` that nobody offers.
     status
         The targets; those whose library is not imported were judged by the installed files.
     variables
@@ -74,14 +78,15 @@ class Examination:
     versions: Mapping[str, str]
     gpus: tuple[str, ...]
     libraries: tuple[Library, ...]
+    unknown: tuple[str, ...]
     status: Status
     variables: Mapping[str, str | None]
     advice: tuple[str, ...]
 
     @property
     def healthy(self) -> bool:
-        """Whether no patch is refused and no plugin broken."""
-        return not self.status.failures
+        """Whether no patch is refused, no plugin broken, and every adapter known that ``LI_PLUGINS`` names."""
+        return not self.status.failures and not self.unknown
 
     def to_dict(self) -> dict[str, Any]:
         """Return the same as plain data, ready for JSON."""
@@ -103,8 +108,9 @@ class Examination:
         return Group(
             _table([*self.versions.items(), *(("GPU", gpu) for gpu in self.gpus or ("none",))]),
             "\n[bold]libraries[/]",
-            _table([("adapter", "installed", "tested", "plugin"),
-                    *((found.adapter, found.installed or "no", found.requires, found.plugin)
+            _table([("adapter", "installed", "tested", "plugin", "remark"),
+                    *((found.adapter, found.installed or "no", found.requires, found.plugin,
+                       found.reason if found.installed else "")
                       for found in self.libraries)], header=True),
             "\n[bold]targets[/]",
             self.status,
@@ -152,8 +158,9 @@ def examine(session: Session, *, imports: bool = False) -> Examination:
     return Examination(
         versions=versions,
         gpus=tuple(f"{gpu['name']} ({gpu['arch']})" for gpu in torch.get("gpus", ())),
-        libraries=tuple(Library(desk.adapter.name, desk.adapter.requires, desk.release.version, desk.plugin)
-                        for desk in desks),
+        libraries=tuple(Library(desk.adapter.name, desk.adapter.requires, desk.release.version, desk.plugin,
+                                desk.release.reason) for desk in desks),
+        unknown=tuple(name for name in Config.read().names if name not in [desk.adapter.name for desk in desks]),
         status=status,
         variables=variables,
         advice=tuple(_advice(status, variables, torch)),

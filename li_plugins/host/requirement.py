@@ -15,8 +15,8 @@ from packaging.version import InvalidVersion, Version
 class Release:
     """What is installed, and how it stands to the tested range.
 
-    ``version`` is empty when nothing is installed. ``reason`` says what was found, and what to do about it, unless the
-    release is tested.
+    ``version`` is empty when nothing is installed; a release that counts as absent has one. ``reason`` says what was
+    found, and what to do about it, unless the release is tested.
     """
 
     state: Literal["tested", "untested", "absent"]
@@ -51,7 +51,7 @@ def installed_release(requires: str, since: str = "") -> Release:
         return Release("untested", reason=f"the installed {requirement.name} has no version in its metadata; {remedy}")
     if since and _contains(SpecifierSet(f"<{since}"), found):
         return Release(
-            "absent", reason=f"{requirement.name} {found} is older than {since}, which brought what is patched"
+            "absent", found, f"{requirement.name} {found} is older than {since}, which brought what is patched"
         )
     if requirement.marker is not None and not requirement.marker.evaluate():
         return Release("untested", found, f"tested only where {requirement.marker}; {remedy}")

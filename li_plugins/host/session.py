@@ -83,7 +83,10 @@ class Session:
             return
         unknown = [UnknownAdapter(name, discovery.adapters) for name in config.names if name not in discovery.adapters]
         for error in unknown:
-            self._note(f"LI_PLUGINS={','.join(config.names)}: {error}")
+            # in strict mode the exception says it, once
+            self._note(
+                f"LI_PLUGINS={','.join(config.names)}: {error}", logging.DEBUG if config.strict else logging.WARNING
+            )
         known = [name for name in config.names if name in discovery.adapters]
         self.enable(None if config.switch == "all" else known)
         if config.strict and unknown:
@@ -331,8 +334,8 @@ class Session:
             logger.log(level, "li_plugins: %s", message)
         return new
 
-    def _note(self, message: str) -> None:
-        if self._tell(logging.WARNING, message):
+    def _note(self, message: str, level: int = logging.WARNING) -> None:
+        if self._tell(level, message):
             self._notes.append(message)
 
     def _propagate(self, names: Sequence[str] | None) -> None:

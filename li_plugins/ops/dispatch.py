@@ -138,11 +138,6 @@ def supports(op: str, problem: Any, phase: Phase = "scores") -> Support:
         return Support(False, str(refusal))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator,unused-ignore]
-def _device_types(op: str) -> tuple[str, ...]:
-    return tuple(sorted({device for kernel in registry.kernels(op) for device in kernel.devices}))
-
-
 def run(op: str, problem: Any, phase: Phase, call: Callable[[Implementation], Result]) -> Result:
     """Run ``call`` with the planned kernel; one that cannot be compiled is quarantined and the next one runs."""
     while True:

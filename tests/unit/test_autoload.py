@@ -51,6 +51,14 @@ def test_any_failure_becomes_one_line(site):
     assert done.stdout == ""
 
 
+def test_an_unknown_name_is_one_line_in_strict_mode_too(site):
+    site.adapter()
+    for environment in ({}, {"LI_PLUGINS_STRICT": "1"}):
+        done = site.python("from li_plugins import _autoload; _autoload.main()", LI_PLUGINS="fakke", **environment)
+        (line,) = done.stderr.splitlines()
+        assert "did you mean 'fake'?" in line
+
+
 def test_main_is_idempotent_and_a_process_without_stderr_lives(site):
     site.adapter()
     code = """

@@ -97,12 +97,7 @@ def test_run_a_script_as_python_would_but_patched(site, program):
     code, found = outcome(run(site, "run", program, "--epochs", "3", "-m"))
     assert (expected.pop("score"), found.pop("score")) == ("library", "ours")
     assert (expected.pop("variable"), found.pop("variable")) == (None, "1")
-    # `python script.py` says None, runpy the empty name; both mean: no package
-    assert not expected.pop("package")
-    assert not found.pop("package")
-    # an absolute name since Python 3.9, and of the same file
-    assert found.pop("file").endswith("program.py")
-    expected.pop("file")
+    assert found["file"] == str(site.path / program)
     assert (code, found) == (expected_code, expected) == (7, found)
     assert found["argv"] == [program, "--epochs", "3", "-m"]
 
@@ -137,6 +132,18 @@ def test_run_enables_the_named_adapters_only(site, program):
 def test_zero_in_the_environment_beats_run(site, program):
     _, found = outcome(run(site, "run", program, LI_PLUGINS="0"))
     assert (found["score"], found["variable"]) == ("library", "0")
+
+
+def test_run_enables_nothing_when_asked_to(site, program):
+    _, found = outcome(run(site, "run", "--adapters", "0", program))
+    assert (found["score"], found["variable"]) == ("library", "0")
+    _, found = outcome(run(site, "run", "--adapters", "off", program, LI_PLUGINS="1"))
+    assert (found["score"], found["variable"]) == ("library", "0")
+    for nothing in ("", " ,"):
+        done = run(site, "run", "--adapters", nothing, program)
+        assert done.returncode == 2
+        assert "names no adapter; say 0 for none, 1 for all" in done.stderr
+        assert done.stdout == ""
 
 
 def test_run_refuses_what_it_cannot_find(site, program):
@@ -224,7 +231,11 @@ def test_doctor_tells_everything_and_imports_no_library(site):
     found = json.loads(done.stdout)
     assert found["versions"]["python"].startswith(".".join(map(str, sys.version_info[:3])))
     assert {"li-plugins", "torch", "triton", "CUDA", "driver"} <= set(found["versions"])
-    assert {"adapter": "fake", "requires": "fakelib>=1,<2", "installed": "1.5", "plugin": "fake"} in found["libraries"]
+    libraries = {library["adapter"]: library for library in found["libraries"]}
+    assert libraries["fake"] == {
+        "adapter": "fake", "requires": "fakelib>=1,<2", "installed": "1.5", "plugin": "fake", "reason": ""
+    }  # fmt: skip
+    assert libraries["newer"]["reason"].startswith("newerlib 3.0 is installed")
     rows = {(row["adapter"], row["target"]): row for row in found["rows"]}
     assert rows["fake", "fakelib.scores:score"]["state"] == "armed"
     assert rows["newer", ""]["state"] == "out-of-range"
@@ -233,6 +244,30 @@ def test_doctor_tells_everything_and_imports_no_library(site):
     advice = "\n".join(found["advice"])
     for says in ("no licence", "newerlib 3.0 is installed", "use `li-plugins run`", "LI_PLUGINS_LOG takes"):
         assert says in advice
+
+
+def test_doctor_is_not_content_with_a_name_that_nobody_offers(site):
+    site.adapter()
+    done = run(site, "doctor", "--json", LI_PLUGINS="fakke")
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["healthy"]) == (1, False)
+    assert "did you mean 'fake'?" in "\n".join(found["advice"])
+    assert json.loads(run(site, "doctor", "--json", LI_PLUGINS="fake").stdout)["healthy"]
+
+
+def test_doctor_shows_a_release_that_is_too_old_to_count(site):
+    site.distribution("oldlib", "5.3.0")
+    site.plugin(
+        "old",
+        """
+        @hookimpl
+        def li_plugins_adapters():
+            return [Adapter("old", "oldlib>=6,<7", [Target("oldlib:f", "nowhere:f")], since="6")]
+        """,
+    )
+    (line,) = [line for line in run(site, "doctor").stdout.splitlines() if "oldlib>=6,<7" in line]
+    assert line.split()[:2] == ["old", "5.3.0"]
+    assert "oldlib 5.3.0 is older than 6" in line
 
 
 # Explain imports torch: here, once for all the unit tests.
@@ -288,6 +323,8 @@ def test_explain_builds_the_call_and_tells_its_plan(site, explain):
     assert "declines, the original runs: backend='torch' was asked for" in out
     for more, says in [
         (("--dtype", "float1"), "'float1' is not a dtype of torch"),
+        (("--device", "nowhere"), "no tensor can be on 'nowhere': "),
+        (("--device", "cuda:77"), "no tensor can be on 'cuda:77': "),
         (("backend=[",), "neither a shape nor a Python literal"),
         (("mask=2x2",), "is not PARAMETER=VALUE with one of: queries_embeddings, "),
     ]:

@@ -54,8 +54,8 @@ def test_arguments_win_over_the_environment():
 
 
 def test_reads_the_process_environment_by_default(monkeypatch):
-    monkeypatch.setenv("LI_PLUGINS_BACKEND", "blocked")
-    assert Config.read().backend == "blocked"
+    monkeypatch.setenv("LI_PLUGINS_LOG", "info")
+    assert Config.read().log == "info"
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ def test_torch_may_come_after_the_patch(site, import_torch):
 
 
 def test_the_overhead_is_small(site, patched):
-    """About 0.3 us were measured on an idle core; the promise is 2 us, the bound leaves room for busy machines."""
+    """The promise is 2 us; about 0.15 us were measured. The least of several: a busy machine adds, it never takes."""
     site.module("lib", "def f(queries, documents, queries_mask=None, documents_mask=None, backend=None):\n    return 1")
     lib = importlib.import_module("lib")
 
@@ -217,6 +217,6 @@ def test_the_overhead_is_small(site, patched):
             fn(1, 2, documents_mask=3)
         return (time.perf_counter() - begin) / calls * 1e6
 
-    differences = sorted(microseconds(lib.f) - microseconds(replacement) for _ in range(31))
-    overhead = differences[len(differences) // 2]
-    assert overhead < 4, f"{overhead:.2f} us"
+    ours, direct = zip(*[(microseconds(lib.f), microseconds(replacement)) for _ in range(31)], strict=True)
+    overhead = min(ours) - min(direct)
+    assert overhead < 2, f"{overhead:.2f} us"
