@@ -90,7 +90,7 @@ class Problem:
         winners = winners.reshape(*self.scores_shape, self.max_query_length)
         if self.is_cross:
             winners = winners.transpose(0, 1)
-        return winners.reshape(self.winners_shape).to(self.winners_dtype)
+        return winners.to(self.winners_dtype).contiguous()
 
     def by_score(self, winners: Tensor) -> Tensor:
         """Return winners as ``[*scores_shape, L]``."""
