@@ -75,7 +75,8 @@ def maxsim_count_winners(
         grad_scores, winners, first_document + line, slots, documents_per_query, max_query_length
     )
     number = tl.reshape(tl.where(winner < 0, BINS - 1, winner // BIN), [_CHUNK])
-    count = tl.histogram(number, BINS)
+    # to and fro: the interpreter of triton 3.1 counts in 64 bits and calls them 32
+    count = tl.histogram(number, BINS).to(tl.int64).to(tl.int32)
     target = counts + (line * BINS + tl.arange(0, BINS)) * chunks + tl.program_id(1)
     tl.store(target, count)
 
