@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import time
 from pathlib import Path
 
 import click
@@ -19,6 +20,7 @@ from rich.console import Console
 import li_plugins
 
 HERE = Path(__file__).resolve().parent
+ROWS = HERE.parent / "benchmarks" / "results" / "demo_cranfield.csv"
 
 
 @click.command(help=__doc__, context_settings={"show_default": True, "max_content_width": 100})
@@ -31,11 +33,15 @@ HERE = Path(__file__).resolve().parent
               help="Keep only the first so many documents.", show_default="all")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), default=HERE / "output",
               help="Folder for results, model and embeddings.", show_default="examples/output")  # fmt: skip
-def main(data: Path, model: str | None, device: str | None, documents: int | None, output: Path) -> None:
+@click.option("--record", "rows", type=click.Path(path_type=Path), default=None, is_flag=False, flag_value=ROWS,
+              help="Append the figures to a CSV file.", show_default="not; FILE may be left out")  # fmt: skip
+def main(
+    data: Path, model: str | None, device: str | None, documents: int | None, output: Path, rows: Path | None
+) -> None:
     """Run the demo; the exit status says whether both sides agreed."""
     console = Console(highlight=False)
     try:
-        agreed = run(console, data=data, source=model, device=device, limit=documents, output=output)
+        agreed = run(console, data=data, source=model, device=device, limit=documents, output=output, rows=rows)
     except DemoError as error:
         console.print(f"[bold red]The demo cannot run:[/] {error}", soft_wrap=True)
         raise SystemExit(2) from None
@@ -43,7 +49,14 @@ def main(data: Path, model: str | None, device: str | None, documents: int | Non
 
 
 def run(
-    console: Console, *, data: Path, source: str | None, device: str | None, limit: int | None, output: Path
+    console: Console,
+    *,
+    data: Path,
+    source: str | None,
+    device: str | None,
+    limit: int | None,
+    output: Path,
+    rows: Path | None,
 ) -> bool:
     """Encode, measure every stage on both sides, report; return whether the sides agree.
 
@@ -52,11 +65,13 @@ def run(
     DemoError
         Something that the demo needs is missing; the message says what to do.
     """
+    started = time.monotonic()
     collection = read_collection(data, limit)
     with console.status("Importing PyLate (its own imports take a while)"):
         import_libraries()
     from retrieval_demo.experiment import default_device, measure, prepare
     from retrieval_demo.plot import save_plot
+    from retrieval_demo.record import record
     from retrieval_demo.report import introduce, print_report
 
     li_plugins.enable_all()
@@ -74,6 +89,8 @@ def run(
     data_file, plot_file = output / "results.json", output / "results.png"
     data_file.write_text(json.dumps(findings.to_dict(li_plugins.status().to_dict()), indent=2) + "\n")
     save_plot(findings, plot_file)
+    if rows is not None:
+        record(rows, findings, time.monotonic() - started)
     console.print(f"[dim]{data_file}\n{plot_file}[/]", soft_wrap=True)
     return not findings.problems()
 
@@ -90,7 +107,7 @@ def import_libraries() -> None:
         for name in ("pylate.models", "sklearn", "matplotlib"):
             importlib.import_module(name)
     except ImportError as error:
-        remedy = r"run `tox run -e demo`, or pip install 'li-plugins\[pylate]' matplotlib"
+        remedy = r"run `tox run -e demo`, or pip install '.\[pylate]' matplotlib"
         raise DemoError(f"{error}; {remedy}") from error
 
 

@@ -209,7 +209,7 @@ def _advice(status: Status, variables: Mapping[str, str | None], torch: Mapping[
     if asked and variables[GATE_SWITCH] not in (None, "1"):
         advice.append(f"LI_PLUGINS has no effect with {GATE_SWITCH}={variables[GATE_SWITCH]}: use `li-plugins run`")
     if all(row.state in ("absent", "broken") and not row.target for row in status.rows):
-        advice.append("no supported library is installed: pip install 'li-plugins[pylate]'")
+        advice.append("no supported library is installed: in the clone of li-plugins, pip install '.[pylate]'")
     return [*advice, *status.notes]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from io import StringIO
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from li_plugins.api import Decline
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
     from rich.table import Table
 
 State = Literal["absent", "out-of-range", "armed", "patched", "refused", "quarantined", "broken", "off"]
@@ -33,6 +33,9 @@ COLOURS: Mapping[State, str] = {
     "absent": "dim",
     "off": "dim",
 }
+
+TABLE_COLUMNS = 110
+"""Width of a terminal from which on the table fits."""
 
 
 class Row(NamedTuple):
@@ -92,10 +95,19 @@ class Status:
         rows = [{**row._asdict(), "declines_by_reason": dict(self.declines.get(row.target, {}))} for row in self.rows]
         return {"rows": rows, "notes": list(self.notes)}
 
-    def __rich__(self) -> RenderableType:
-        from rich.console import Group
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        yield self._table() if options.max_width >= TABLE_COLUMNS else self._list(options.max_width)
+        yield from (f"[yellow]{quoted(note)}[/]" for note in self.notes)
 
-        return Group(self._table(), *(f"[yellow]{quoted(note)}[/]" for note in self.notes))
+    def _list(self, width: int) -> str:
+        """Return the rows one below the other: in a narrow terminal a table would break every name."""
+        lines: list[str] = []
+        for row in self.rows:
+            counts = f"  {row.calls} calls, {row.declines} declines" if row.target else ""
+            lines.append(f"{quoted(row.adapter)}  [{COLOURS[row.state]}]{row.state}[/]{counts}")
+            target = row.target if len(row.target) + 2 <= width else row.target.replace(":", ":\n    ")
+            lines += [f"  {quoted(text)}" for text in (target, row.reason) if text]
+        return "\n".join(lines)
 
     def _table(self) -> Table:
         from rich.table import Table
@@ -115,7 +127,7 @@ class Status:
         return table
 
     def __str__(self) -> str:
-        return plain(self.__rich__())
+        return plain(self)
 
     __repr__ = __str__
 

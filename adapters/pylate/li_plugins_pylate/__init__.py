@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from li_plugins.api import Adapter, Target, hookimpl
 
-_SCORES = {"1.3.1 - 1.3.4": "85c174bb", "1.4.0 - 1.5.0": "db63cb6a", "1.5.1 - 1.6.0": "2d631eca"}
-_KD_SCORES = {"1.3.1 - 1.5.0": "89bf85d2", "1.5.1 - 1.6.0": "33f1259c"}
-_PAIRWISE_SCORES = {"1.3.1 - 1.5.0": "710ceabd", "1.5.1 - 1.6.0": "f8a0ac33"}
+_SCORES = {"1.3.0 - 1.3.4": "85c174bb", "1.4.0 - 1.5.0": "db63cb6a", "1.5.1 - 1.6.0": "2d631eca"}
+_KD_SCORES = {"1.3.0 - 1.5.0": "89bf85d2", "1.5.1 - 1.6.0": "33f1259c"}
+_PAIRWISE_SCORES = {"1.3.0 - 1.5.0": "710ceabd", "1.5.1 - 1.6.0": "f8a0ac33"}
 
 # What the replacements call, in every release alike.
 _CONVERT = {"pylate.utils.tensor:convert_to_tensor": ["41c46b9d"]}
@@ -38,7 +38,7 @@ def li_plugins_adapters() -> list[Adapter]:
     return [
         Adapter(
             "pylate",
-            requires="pylate>=1.3.1,<1.7",
+            requires="pylate>=1.3.0,<1.7",
             summary="PyLate: scores, losses and evaluators through MaxSim, packed reranking, one-pass skiplist masks",
             targets=[
                 *_score_targets("pylate.scores.scores", "<1.5"),
@@ -54,14 +54,14 @@ def li_plugins_adapters() -> list[Adapter]:
                 Target(
                     "pylate.rank.rank:rerank",
                     "li_plugins_pylate.rank:rerank",
-                    bodies={"1.3.1 - 1.6.0": "531bab4e"},
+                    bodies={"1.3.0": "0301326b", "1.3.1 - 1.6.0": "531bab4e"},
                     explain="li_plugins_pylate.rank:explain_rerank",
                     also={**_CONVERT, **_RESHAPE, "pylate.rank.rank:colbert_scores": list(_SCORES.values())},
                 ),
                 Target(
                     "pylate.models.colbert:ColBERT.skiplist_mask",
                     "li_plugins_pylate.encode:skiplist_mask",
-                    bodies={"1.3.1 - 1.6.0": "4f1ff4fc"},
+                    bodies={"1.3.0 - 1.6.0": "4f1ff4fc"},
                     explain="li_plugins_pylate.encode:explain_skiplist_mask",
                 ),
             ],

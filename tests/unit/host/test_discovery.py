@@ -125,7 +125,7 @@ def test_one_plugin_seen_twice_is_one(site):
 
 def test_configured_is_replayed_to_each_plugin(site):
     site.plugin("hears", "seen = []\n@hookimpl\ndef li_plugins_configured(config): seen.append(config)")
-    config = Config(backend="blocked")
+    config = Config(log="info")
     Discovery(config)
     assert sys.modules["hears_plugin"].seen == [config]
 

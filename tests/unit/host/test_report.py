@@ -99,3 +99,23 @@ def test_an_explanation_of_another_function():
         "math.sqrt: not a target",
         "  the original runs: no adapter names this function",
     ]
+
+
+def test_a_narrow_terminal_breaks_no_name(capsys):
+    from rich.console import Console
+
+    names = ["pylate.scores.colbert:colbert_scores_pairwise", "pylate.scores.colbert:ColBERTScores.__call__"]
+    rows = tuple(
+        Row("sentence-transformers", name, "patched", 12, 3, "a reason [of] some length" * 4) for name in names
+    )
+    Console(width=80).print(Status(rows, ("a note",)))
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in names)
+    long = "transformers.models.colmodernvbert.processing_colmodernvbert:ColModernVBertProcessor.score_retrieval"
+    Console(width=80).print(Status((Row("transformers", long, "armed", 0, 0, ""),)))
+    module, name = long.split(":")
+    assert capsys.readouterr().out.split()[-2:] == [f"{module}:", name]
+    assert "sentence-transformers  patched  12 calls, 3 declines" in shown
+    assert "a note" in shown
+    Console(width=160).print(Status(rows))
+    assert capsys.readouterr().out.startswith("adapter ")
