@@ -53,12 +53,17 @@ def _never() -> bool:
 _functorch_is_active = getattr(torch._C, "_are_functorch_transforms_active", _never)
 
 
-def a_transform_is_active() -> bool:
-    """Tell whether a level of forward-mode AD, or a transform of torch.func (grad, jvp, vmap, ...), is at work.
+def forward_mode_is_active() -> bool:
+    """Tell whether a level of forward-mode AD is at work, one of torch.func's included.
 
-    Neither has a public name. Dynamo traces both, and guards a graph with the answers.
+    It has no public name. Dynamo traces it, and guards a graph with the answer.
     """
-    return getattr(forward_ad, "_current_level", -1) >= 0 or _functorch_is_active()
+    return getattr(forward_ad, "_current_level", -1) >= 0
+
+
+def a_transform_is_active() -> bool:
+    """Tell whether forward-mode AD, or a transform of torch.func (grad, jvp, vmap, ...), is at work; as above."""
+    return forward_mode_is_active() or _functorch_is_active()
 
 
 def compiled_kernels_take_all_arguments() -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from li_plugins.ops import _compat, dispatch
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)  # without slots: dynamo makes weak references to it
 class Operation:
     """One operation as compilers see it, and as it is run."""
 
@@ -87,7 +87,17 @@ def scores(operation: Operation, problem: Any, described: tuple[Any, ...]) -> Te
         The validated problem.
     described
         The problem as the op's plain arguments, without ``want_winners``.
+
+    Raises
+    ------
+    NotImplementedError
+        In forward-mode AD, where torch takes an op without a forward derivative for a constant: the tangent would be 0.
     """
+    if _compat.forward_mode_is_active():
+        raise NotImplementedError(
+            f"{operation.forward_op.name()} has no forward derivative, and forward-mode AD (dual numbers, jvp, jacfwd, "
+            "hessian) is at work; use reverse mode (backward, vjp, jacrev), or disable li-plugins around this computation"
+        )
     wants = wants_gradient(problem)
     if not _compat.nobody_looks_at_ops(problem.queries, problem.documents):
         return operation.forward_op(*described, wants)[0]

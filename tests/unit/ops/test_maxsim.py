@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import drawn
@@ -10,8 +13,9 @@ import obvious
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from li_plugins.ops import MaskRule, dispatch, maxsim, maxsim_packed, supports_maxsim
+from li_plugins.ops import MaskRule, dispatch, maxsim, maxsim_packed, smooth_maxsim, supports_maxsim
 from li_plugins.ops.maxsim import autograd, contract, cpu, kept, reference
 from li_plugins.testing.oracle import judge
 
@@ -208,6 +212,33 @@ def test_a_second_derivative_is_an_error() -> None:
     (grad,) = torch.autograd.grad(maxsim(queries, documents).sum(), queries, create_graph=True)
     with pytest.raises(NotImplementedError, match="has no second derivative"):
         grad.sum().backward()
+
+
+FORWARD_MODE = {
+    "jvp": lambda call, queries: torch.func.jvp(call, (queries,), (queries,)),
+    "jacfwd": lambda call, queries: torch.func.jacfwd(call)(queries),
+    "hessian": lambda call, queries: torch.func.hessian(lambda rows: call(rows).sum())(queries),
+    "dual numbers": lambda call, queries: call(forward_ad.make_dual(queries, queries)),
+}
+
+
+@pytest.mark.parametrize("way", FORWARD_MODE)
+@pytest.mark.parametrize("operation", [maxsim, partial(smooth_maxsim, tau=0.1)], ids=["maxsim", "smooth"])
+def test_a_forward_derivative_is_an_error(operation: Callable[..., Tensor], way: str) -> None:
+    queries, documents = some(2, 3, 4), some(2, 5, 4)
+    with forward_ad.dual_level() if way == "dual numbers" else nullcontext():
+        with pytest.raises(NotImplementedError, match="has no forward derivative"):
+            FORWARD_MODE[way](lambda rows: operation(rows, documents), queries)
+    assert operation(queries, documents).shape == (2, 2)
+
+
+def test_reverse_mode_of_torch_func_is_served() -> None:
+    queries, documents = some(2, 3, 4), some(2, 5, 4)
+    found = torch.func.jacrev(lambda rows: maxsim(rows, documents))(queries)
+    leaf = queries.clone().requires_grad_()
+    expected = torch.autograd.functional.jacobian(lambda rows: maxsim(rows, documents), leaf)
+    assert found.abs().sum() > 0
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_backward_runs_again_over_a_retained_graph() -> None:
