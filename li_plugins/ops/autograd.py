@@ -96,7 +96,7 @@ def scores(operation: Operation, problem: Any, described: tuple[Any, ...]) -> Te
     if _compat.forward_mode_is_active():
         raise NotImplementedError(
             f"{operation.forward_op.name()} has no forward derivative, and forward-mode AD (dual numbers, jvp, jacfwd, "
-            "hessian) is at work; use reverse mode (backward, vjp, jacrev), or disable li-plugins around this computation"
+            "hessian) is at work; use reverse mode (backward, vjp, jacrev)"
         )
     wants = wants_gradient(problem)
     if not _compat.nobody_looks_at_ops(problem.queries, problem.documents):
