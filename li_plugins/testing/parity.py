@@ -14,7 +14,7 @@ import li_plugins
 from li_plugins.testing.oracle import judge
 
 ROUNDINGS = 4
-"""Rounding steps of the largest value that are always granted: sums of hundreds of terms are added in another order."""
+"""Rounding steps of what is summed that are always granted: hundreds of terms are added in another order."""
 
 LEAVES: set[str] = set()
 """Names of targets that call no other target: their originals are called directly, which is quick. For a suite to fill.
@@ -84,6 +84,10 @@ def assert_parity(
 ) -> Run:
     """Compare a patched function with itself unpatched: dtype, shape, device, and the error against float64.
 
+    The error may be the library's. Where that is less, it may be one rounding of the element to its dtype and
+    ``ROUNDINGS`` more of what is summed: for a score, in float32 (float64 for float64), of the sum over absolute
+    values; for a gradient, in its own dtype, of the largest element of the token's.
+
     With ``lowered``, both run under autocast to that dtype, and the truth is that of embeddings rounded to it.
     """
     if lowered is not None:
@@ -92,7 +96,10 @@ def assert_parity(
     with unpatched(function) as original:
         library = run(original, embeddings, *arguments, **options)
         options.pop("around", None)
-        truth = run(original, exactly(embeddings, lowered), *map(exactly, arguments), **options)
+        exact_embeddings = exactly(embeddings, lowered)
+        truth = run(original, exact_embeddings, *map(exactly, arguments), **options)
+        options.pop("wanted", None)
+        sizes = run(original, absolute(exact_embeddings), *(absolute(exactly(value)) for value in arguments), **options)
     for kind, mine, theirs, exact in (
         ("scores", ours.scores, library.scores, truth.scores),
         *(("gradient", *grads) for grads in zip(ours.grads, library.grads, truth.grads, strict=True)),
@@ -104,9 +111,30 @@ def assert_parity(
             assert mine.shape == theirs.shape, kind
             # Under autocast a gradient is computed in the lowered dtype and then cast.
             rounding = lowered if kind == "gradient" and lowered and mine.dtype is not torch.float64 else mine.dtype
-            verdict = judge(mine, exact, theirs, magnitude=ROUNDINGS * largest(exact), rounding=rounding, name=kind)
+            if kind == "scores":
+                terms = ROUNDINGS * sizes.scores * (_eps_of_sums(mine.dtype) / torch.finfo(rounding).eps)
+            else:
+                terms = ROUNDINGS * row_sizes(exact)  # what flows back into the sum has this dtype
+            magnitude = exact.abs() + terms
+            verdict = judge(mine, exact, theirs, magnitude=magnitude, rounding=rounding, name=kind)
             assert verdict, verdict
     return ours
+
+
+def absolute(value: Any) -> Any:
+    """Return tensors, alone or in a list, without their signs; everything else as it is."""
+    if isinstance(value, list):
+        return [absolute(item) for item in value]
+    return value.abs() if isinstance(value, Tensor) and value.dtype is not torch.bool else value
+
+
+def row_sizes(grad: Tensor) -> Tensor:
+    """Return the largest absolute value of each token's gradient ``[..., d]``: its elements are sums of the same rows."""
+    return grad.abs().amax(-1, keepdim=True) if grad.numel() else grad
+
+
+def _eps_of_sums(dtype: torch.dtype) -> float:
+    return torch.finfo(torch.float64 if dtype is torch.float64 else torch.float32).eps
 
 
 def largest(tensor: Tensor) -> float:
