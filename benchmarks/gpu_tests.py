@@ -6,7 +6,6 @@ CI has no GPU. Whoever has one runs ``python benchmarks/gpu_tests.py`` and commi
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import platform
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import torch
+from common import head, save
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITES = {
@@ -26,14 +26,6 @@ SUITES = {
         "tests/integration/pylate/test_pylate_training.py",
     ],
 }
-
-
-def commit() -> str:
-    """Return the commit of the checkout, with a + when files differ from it."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--exclude=*"], cwd=ROOT, capture_output=True, text=True
-    )
-    return described.stdout.strip() or "unknown"
 
 
 def run(paths: list[str], options: list[str]) -> dict[str, int]:
@@ -63,13 +55,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "gpu_tests.csv")
     parser.add_argument("--commit", default=None, help="the commit to record, where there is no git")
+    parser.add_argument("--suite", action="append", choices=SUITES, help="run this one only; may be repeated")
     parser.add_argument("options", nargs="*", help="passed on to pytest, after --")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA device was found; run this on a machine that has one")
     gpu = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     rows = []
-    for suite, paths in SUITES.items():
+    for suite in arguments.suite or SUITES:
+        paths = SUITES[suite]
         rows.append(
             {
                 "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
@@ -79,14 +73,11 @@ def main() -> int:
                 "torch": torch.__version__,
                 "triton": version("triton"),
                 "python": platform.python_version(),
-                "commit": arguments.commit or commit(),
+                "commit": arguments.commit or head(),
             }
         )
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    # rows of other suites, cards and releases of torch stay
+    save(arguments.output, rows, ("suite", "gpu", "torch"))
     print(arguments.output.read_text())
     return int(any(row["failed"] for row in rows))
 
