@@ -53,7 +53,12 @@ def hooks_table() -> str:
     return "\n".join(rows)
 
 
-TABLES = {"variables": config.markdown_table, "libraries": libraries_table, "adapters": adapters_table, "hooks": hooks_table}
+TABLES = {
+    "variables": config.markdown_table,
+    "libraries": libraries_table,
+    "adapters": adapters_table,
+    "hooks": hooks_table,
+}
 
 
 def fill(page: str) -> str:

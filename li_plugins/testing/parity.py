@@ -129,7 +129,7 @@ def absolute(value: Any) -> Any:
 
 
 def row_sizes(grad: Tensor) -> Tensor:
-    """Return the largest absolute value of each token's gradient ``[..., d]``: its elements are sums of the same rows."""
+    """Return the largest absolute value of each token's gradient ``[..., d]``: its elements sum the same rows."""
     return grad.abs().amax(-1, keepdim=True) if grad.numel() else grad
 
 

@@ -37,9 +37,9 @@ class Blocked:
 
     def forward(self, problem: Problem, want_winners: bool) -> tuple[Tensor, Tensor | None]:
         """Return the scores and, if wanted, the winning document token of every query token."""
-        found = small.scores_and_winners(problem, want_winners)
-        if found is not None:
-            return found
+        at_once = small.scores_and_winners(problem, want_winners)
+        if at_once is not None:
+            return at_once
         together = candidates.queries_together(problem, TILE_ELEMENTS)
         if together:
             return candidates.scores_and_winners(problem, want_winners, together)

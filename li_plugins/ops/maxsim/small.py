@@ -135,6 +135,7 @@ def _cross(problem: Problem, want_winners: bool) -> Found | None:
 def _pairs(problem: Problem, want_winners: bool) -> Found | None:
     """Serve listed pairs of packed texts; documents that follow one another and meet one query share a product."""
     assert problem.pair_queries is not None and problem.pair_documents is not None
+    assert problem.document_offsets is not None
     if not 0 < problem.pair_queries.shape[0] <= TEXTS:
         return None
     queries, documents = problem.pair_queries.tolist(), problem.pair_documents.tolist()
