@@ -14,7 +14,7 @@ import li_plugins
 from li_plugins.testing.oracle import judge
 
 ROUNDINGS = 4
-"""Rounding steps of the largest value that are always granted: sums of hundreds of terms are added in another order."""
+"""Rounding steps of what is summed that are always granted: hundreds of terms are added in another order."""
 
 LEAVES: set[str] = set()
 """Names of targets that call no other target: their originals are called directly, which is quick. For a suite to fill.
@@ -80,9 +80,16 @@ def assert_parity(
     embeddings: list[Any],
     *arguments: Any,
     lowered: torch.dtype | None = None,
+    summed: float | None = None,
     **options: Any,
 ) -> Run:
     """Compare a patched function with itself unpatched: dtype, shape, device, and the error against float64.
+
+    The error may be the library's. Where that is less, it may be one rounding of the element to its dtype and
+    ``ROUNDINGS`` more of what is summed: for a score, in float32 (float64 for float64), of the sum over absolute
+    values; for a gradient, in its own dtype, of the largest element of the token's. ``summed`` makes it the
+    judge of a loss: it says how large the sum over absolute values is for the largest score; for a gradient it is the
+    largest element of all.
 
     With ``lowered``, both run under autocast to that dtype, and the truth is that of embeddings rounded to it.
     """
@@ -92,7 +99,14 @@ def assert_parity(
     with unpatched(function) as original:
         library = run(original, embeddings, *arguments, **options)
         options.pop("around", None)
-        truth = run(original, exactly(embeddings, lowered), *map(exactly, arguments), **options)
+        exact_embeddings = exactly(embeddings, lowered)
+        truth = run(original, exact_embeddings, *map(exactly, arguments), **options)
+        if summed is None:
+            options["wanted"] = (False, False)
+            absolutes = [absolute(exactly(value)) for value in arguments]
+            sizes = run(original, absolute(exact_embeddings), *absolutes, **options).scores
+        else:
+            sizes = torch.as_tensor(summed)
     for kind, mine, theirs, exact in (
         ("scores", ours.scores, library.scores, truth.scores),
         *(("gradient", *grads) for grads in zip(ours.grads, library.grads, truth.grads, strict=True)),
@@ -104,9 +118,31 @@ def assert_parity(
             assert mine.shape == theirs.shape, kind
             # Under autocast a gradient is computed in the lowered dtype and then cast.
             rounding = lowered if kind == "gradient" and lowered and mine.dtype is not torch.float64 else mine.dtype
-            verdict = judge(mine, exact, theirs, magnitude=ROUNDINGS * largest(exact), rounding=rounding, name=kind)
+            if kind == "scores":
+                terms = ROUNDINGS * sizes * (_eps_of_sums(mine.dtype) / torch.finfo(rounding).eps)
+            else:
+                # What flows back into the sum has this dtype; a loss rounds it at the size of the largest.
+                terms = ROUNDINGS * (row_sizes(exact) if summed is None else exact.new_tensor(largest(exact)))
+            magnitude = exact.abs() + terms
+            verdict = judge(mine, exact, theirs, magnitude=magnitude, rounding=rounding, name=kind)
             assert verdict, verdict
     return ours
+
+
+def absolute(value: Any) -> Any:
+    """Return tensors, alone or in a list, without their signs; everything else as it is."""
+    if isinstance(value, list):
+        return [absolute(item) for item in value]
+    return value.abs() if isinstance(value, Tensor) and value.dtype is not torch.bool else value
+
+
+def row_sizes(grad: Tensor) -> Tensor:
+    """Return the largest absolute value of each token's gradient ``[..., d]``: its elements sum the same rows."""
+    return grad.abs().amax(-1, keepdim=True) if grad.numel() else grad
+
+
+def _eps_of_sums(dtype: torch.dtype) -> float:
+    return torch.finfo(torch.float64 if dtype is torch.float64 else torch.float32).eps
 
 
 def largest(tensor: Tensor) -> float:

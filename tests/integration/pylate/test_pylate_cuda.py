@@ -6,10 +6,11 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_pylate_rank import assert_same, collection, deep
-from test_pylate_scores import KINDS, MASKS, Kind, embeddings
+from test_pylate_scores import EMPTY, KINDS, MASKS, SHAPES, Kind, embeddings, lengths, strided
 
 from li_plugins.testing.parity import assert_parity, call_unpatched
 
@@ -42,6 +43,72 @@ def test_masks_weigh_as_in_pylate(scores: ModuleType, kind: Kind, mask: str, dty
     pair = [embeddings(*queries, 16, dtype=dtype).cuda(), embeddings(*leading, 7, 16, dtype=dtype).cuda()]
     found = assert_parity(kind.function(scores), pair, *masks, wanted=(True, True)).scores
     assert found.is_cuda
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("queries", "documents", "query_tokens", "document_tokens", "width"), SHAPES)
+def test_odd_shapes(
+    scores: ModuleType,
+    queries: int,
+    documents: int,
+    query_tokens: int,
+    document_tokens: int,
+    width: int,
+    dtype: torch.dtype,
+) -> None:
+    mask = lengths((documents, document_tokens)).cuda()
+    pair = [
+        embeddings(queries, query_tokens, width, dtype=dtype).cuda(),
+        embeddings(documents, document_tokens, width, dtype=dtype).cuda(),
+    ]
+    assert_parity(scores.colbert_scores, pair, None, mask, wanted=(True, True))
+
+
+@pytest.mark.parametrize(("queries", "documents"), EMPTY)
+def test_empty_batches(scores: ModuleType, queries: int, documents: int) -> None:
+    pair = [embeddings(queries, 4, 8).cuda(), embeddings(documents, 5, 8).cuda()]
+    mask = torch.ones(documents, 5, dtype=torch.bool, device="cuda")
+    found = assert_parity(scores.colbert_scores, pair, None, mask, wanted=(True, True)).scores
+    assert found.shape == (queries, documents)
+    candidates = [embeddings(3, 4, 8).cuda(), embeddings(3, 0, 5, 8).cuda()]
+    assert assert_parity(scores.colbert_kd_scores, candidates, wanted=(True, True)).scores.shape == (3, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=repr)
+def test_strides_do_not_matter(scores: ModuleType, kind: Kind) -> None:
+    leading = kind.leading(3, 4)
+    for on_cpu in strided(leading):
+        pair = [torch.empty_strided(side.shape, side.stride(), device="cuda").copy_(side)
+                if 0 not in side.stride() else side[..., :1, :].cuda().expand(side.shape)
+                for side in on_cpu]  # fmt: skip
+        mask = (torch.rand(pair[1].shape[-2], *leading, device="cuda") < 0.5).movedim(0, -1)
+        assert_parity(kind.function(scores), pair, None, mask, wanted=(False, False))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("kind", KINDS, ids=repr)
+def test_modes_without_gradients(scores: ModuleType, kind: Kind, mode: Any) -> None:
+    pair = [embeddings(3, 4, 8).cuda().requires_grad_(), embeddings(*kind.leading(3, 5), 6, 8).cuda()]
+    with mode():
+        ours = kind.function(scores)(*pair)
+        library = call_unpatched(kind.function(scores), *pair)
+    assert (ours.requires_grad, ours.is_inference()) == (library.requires_grad, library.is_inference())
+    torch.testing.assert_close(ours, library, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("convert", [np.asarray, torch.Tensor.tolist], ids=["numpy", "nested lists"])
+def test_numpy_and_lists_stay_where_pylate_leaves_them(scores: ModuleType, convert: Any) -> None:
+    pair = [convert(embeddings(3, 4, 8)), convert(embeddings(5, 6, 8))]
+    ours, library = scores.colbert_scores(*pair), call_unpatched(scores.colbert_scores, *pair)
+    assert ours.device == library.device
+    torch.testing.assert_close(ours, library, rtol=0, atol=1e-6)
+
+
+def test_lists_of_tensors_on_the_device(scores: ModuleType) -> None:
+    pair = [list(embeddings(3, 4, 8).cuda()), list(embeddings(5, 6, 8).cuda())]
+    ours, library = scores.colbert_scores(*pair), call_unpatched(scores.colbert_scores, *pair)
+    assert ours.device == library.device
+    torch.testing.assert_close(ours, library, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("sides", [(True, False), (False, True)], ids=["queries", "documents"])

@@ -36,7 +36,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
 
 def test_what_passes_in_pylate_passes_with_the_adapter(suite: Suite) -> None:
     assert not suite.failures, "\n\n".join(f"{test}\n{said}" for test, said in suite.failures.items())
-    assert len(suite.named("passed")) >= 15, suite.log
+    assert len(suite.named("passed")) >= 100, suite.log  # 110 of them did
 
 
 def test_the_scores_are_ours(suite: Suite) -> None:
