@@ -31,6 +31,13 @@ def pytest_configure(config: pytest.Config) -> None:
 _enabled = enabling("pylate", "pylate.scores:colbert_scores")
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    import torch
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def scores() -> ModuleType:
     """The module that defines PyLate's scores, which 1.5 moved."""

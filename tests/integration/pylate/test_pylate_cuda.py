@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from score_cases import EMPTY, KINDS, MASKS, SHAPES, Kind, embeddings, lengths, strided
 from test_pylate_rank import assert_same, collection, deep
-from test_pylate_scores import EMPTY, KINDS, MASKS, SHAPES, Kind, embeddings, lengths, strided
 
 from li_plugins.testing.parity import assert_parity, call_unpatched
 
@@ -23,11 +23,6 @@ pytestmark = [
         reason="the library to compare with is PyLate's own code, without other kernels",
     ),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
 
 
 def on_cuda(value: Any) -> Any:
