@@ -66,6 +66,15 @@ def a_transform_is_active() -> bool:
     return forward_mode_is_active() or _functorch_is_active()
 
 
+def torch_func_differentiates() -> bool:
+    """Tell whether a transform of torch.func that takes a derivative (grad, vjp, jacrev, jvp, ...) is at work."""
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return any(level.key() in _DERIVATIVES for level in stack)
+
+
+_DERIVATIVES = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
+
+
 def compiled_kernels_take_all_arguments() -> bool:
     """Tell whether a compiled kernel of triton is called with every parameter's value, constants included.
 

@@ -92,14 +92,20 @@ def scores(operation: Operation, problem: Any, described: tuple[Any, ...]) -> Te
     ------
     NotImplementedError
         In forward-mode AD, where torch takes an op without a forward derivative for a constant: the tangent would be 0.
+        And in a transform of torch.func that differentiates, which knows no gradient of a registered op.
     """
     if _compat.forward_mode_is_active():
         raise NotImplementedError(
             f"{operation.forward_op.name()} has no forward derivative, and forward-mode AD (dual numbers, jvp, jacfwd, "
-            "hessian) is at work; use reverse mode (backward, vjp, jacrev)"
+            "hessian) is at work; use backward()"
         )
     wants = wants_gradient(problem)
     if not _compat.nobody_looks_at_ops(problem.queries, problem.documents):
+        if not _compat.torch_is_compiling() and _compat.torch_func_differentiates():
+            raise NotImplementedError(
+                f"{operation.forward_op.name()} has no gradient within torch.func, and grad, vjp or jacrev is at work; "
+                "use backward()"
+            )
         return operation.forward_op(*described, wants)[0]
     if wants:
         return MaxSim.apply(problem.queries, problem.documents, operation, problem, described)

@@ -222,6 +222,7 @@ FORWARD_MODE = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script.")  # torch's own forward mode
 @pytest.mark.parametrize("way", FORWARD_MODE)
 @pytest.mark.parametrize("operation", [maxsim, partial(smooth_maxsim, tau=0.1)], ids=["maxsim", "smooth"])
 def test_a_forward_derivative_is_an_error(operation: Callable[..., Tensor], way: str) -> None:
@@ -232,13 +233,27 @@ def test_a_forward_derivative_is_an_error(operation: Callable[..., Tensor], way:
     assert operation(queries, documents).shape == (2, 2)
 
 
-def test_reverse_mode_of_torch_func_is_served() -> None:
+@pytest.mark.parametrize("way", ["grad", "jacrev", "grad of vmap"])
+def test_a_gradient_within_torch_func_is_an_error(way: str) -> None:
     queries, documents = some(2, 3, 4), some(2, 5, 4)
-    found = torch.func.jacrev(lambda rows: maxsim(rows, documents))(queries)
-    leaf = queries.clone().requires_grad_()
-    expected = torch.autograd.functional.jacobian(lambda rows: maxsim(rows, documents), leaf)
-    assert found.abs().sum() > 0
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+    def total(rows: Tensor) -> Tensor:
+        return maxsim(rows, documents).sum()
+
+    within = {
+        "grad": torch.func.grad(total),
+        "jacrev": torch.func.jacrev(total),
+        "grad of vmap": torch.func.grad(lambda rows: torch.func.vmap(total)(rows[:, None]).sum()),
+    }
+    with pytest.raises(NotImplementedError, match=r"no gradient within torch\.func"):
+        within[way](queries)
+
+
+@pytest.mark.filterwarnings("ignore:.*batching rule")  # torch calls the op once for each
+def test_a_batch_of_vmap_is_served() -> None:
+    queries, documents = some(4, 2, 3, 4), some(2, 5, 4)
+    found = torch.func.vmap(lambda rows: maxsim(rows, documents))(queries)
+    torch.testing.assert_close(found, torch.stack([maxsim(rows, documents) for rows in queries]), rtol=0, atol=0)
 
 
 def test_backward_runs_again_over_a_retained_graph() -> None:
