@@ -15,11 +15,16 @@ from retrieval_demo.findings import Findings
 
 def record(path: Path, findings: Findings, seconds: float) -> None:
     """Append what a run found: a row for each stage and side, and one for the whole, which took so many seconds."""
+    append(path, rows_of(findings, seconds))
+
+
+def append(path: Path, found: list[dict[str, Any]]) -> None:
+    """Append rows to a file, which may lack some of their columns and have others."""
     rows: list[dict[str, Any]] = []
     if path.exists():
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
-    rows += rows_of(findings, seconds)
+    rows += found
     columns = list(dict.fromkeys(name for row in reversed(rows) for name in row))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
