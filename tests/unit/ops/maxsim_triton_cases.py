@@ -15,6 +15,7 @@ import torch
 from li_plugins.ops.masks import MaskRule
 from li_plugins.ops.maxsim.problem import Layout
 from li_plugins.ops.maxsim.reference import KERNEL as REFERENCE
+from li_plugins.ops.maxsim.tuning_sizes import Card, Sizes
 from li_plugins.testing.maxsim_cases import LAYOUTS, RULES, check_kernel, poisoned_memory
 from li_plugins.testing.maxsim_cases import random_problem as random_problem_on
 
@@ -140,8 +141,8 @@ def test_a_program_scores_several_documents_one_after_the_other(layout, monkeypa
 
 
 def test_programs_fill_the_rounds_that_a_card_runs():
-    card = tuning.Card(90, 132, 232_448)
-    sizes = tuning.Sizes("CROSS", False, 2, 128, 256, 32, 512, 180)
+    card = Card(90, 132, 232_448)
+    sizes = Sizes("CROSS", False, 2, 128, 256, 32, 512, 180)
     chosen = tuning.forward(sizes, True, card)
     programs = tuning.tiles(chosen.blocks, 256, 32) * -(-512 // chosen.documents)
     assert chosen.documents > 1

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from li_plugins.ops.masks import MaskRule
 from li_plugins.ops.maxsim.problem import Layout
+from li_plugins.ops.maxsim.tuning_sizes import Card
 from li_plugins.ops.smooth_maxsim.problem import SmoothProblem
 from li_plugins.ops.smooth_maxsim.reference import KERNEL as REFERENCE
 from li_plugins.testing.maxsim_cases import assert_close, poisoned_memory
@@ -215,7 +216,7 @@ def _shared(visits: int, wanted: int) -> tuple[int, int]:
 
 
 def test_tiles_are_shared_until_they_fill_a_card():
-    card = maxsim_tuning.Card(90, 132, 232_448)
+    card = Card(90, 132, 232_448)
     assert tuning.parts(32, 64, card) == (8, 8)
     assert tuning.parts(1000, 64, card) == (1, 64)
     assert tuning.parts(1, 3, card) == (3, 1)
