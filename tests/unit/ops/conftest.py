@@ -10,7 +10,7 @@ from li_plugins import api
 from li_plugins.ops import dispatch
 from li_plugins.ops.maxsim import gather, small
 
-pytest.register_assert_rewrite("peaks")
+pytest.register_assert_rewrite("peaks", "refusal")
 
 
 @pytest.fixture(autouse=True)
