@@ -11,6 +11,7 @@ from importlib import import_module
 
 import pytest
 import torch
+import views
 
 from li_plugins.ops.masks import MaskRule
 from li_plugins.ops.maxsim.problem import Layout
@@ -330,16 +331,7 @@ def test_no_pairs():
     check_kernel(KERNEL, replace(problem, pair_queries=nobody, pair_documents=nobody))
 
 
-@pytest.mark.parametrize(
-    "view",
-    [
-        lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
-        lambda x: torch.stack([x, x], -1)[..., 0],
-        lambda x: torch.cat([x, x], 1)[:, : x.shape[1]],
-        lambda x: torch.cat([x.new_zeros(3), x.flatten()])[3:].view(x.shape),
-    ],
-    ids=["transposed", "sparse last dimension", "sliced", "not aligned"],
-)
+@pytest.mark.parametrize("view", views.STRIDED.values(), ids=views.STRIDED)
 def test_memory_of_any_layout(view):
     problem = random_problem(Layout.CROSS, RULES[1], queries=2, documents=2, weights=torch.float32)
     strided = {

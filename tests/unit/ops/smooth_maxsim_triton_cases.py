@@ -10,6 +10,7 @@ from importlib import import_module
 
 import pytest
 import torch
+import views
 from torch import Tensor
 
 from li_plugins.ops.masks import MaskRule
@@ -308,16 +309,7 @@ def test_nothing_to_score(layout, sizes, dtype):
     check(random_problem(layout, dtype=dtype, **{"queries": 1, "documents": 2, **sizes}))
 
 
-@pytest.mark.parametrize(
-    "view",
-    [
-        lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
-        lambda x: torch.stack([x, x], -1)[..., 0],
-        lambda x: torch.cat([x, x], 1)[:, : x.shape[1]],
-        lambda x: torch.cat([x.new_zeros(3), x.flatten()])[3:].view(x.shape),
-    ],
-    ids=["transposed", "sparse last dimension", "sliced", "not aligned"],
-)
+@pytest.mark.parametrize("view", views.STRIDED.values(), ids=views.STRIDED)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=by_name)
 def test_memory_of_any_layout(layout, view):
     problem = random_problem(layout, queries=2, documents=2)
