@@ -21,8 +21,8 @@ def register(
     name: str,
     schema: str,
     problem_of: Callable[..., Any],
-    check: Callable[[Any], None],
     empty: Callable[[Any], Any],
+    check: Callable[[Any], None] | None = None,
 ) -> Any:
     """Register the torch op ``li_plugins::<name>`` and return it; the registry lists its kernels under ``name``.
 
@@ -34,17 +34,18 @@ def register(
         Arguments and results: ``"(Tensor rows, int count) -> (Tensor, Tensor)"``.
     problem_of
         Makes the problem of the arguments; see ``described``.
-    check
-        Raises ``BadInput`` for values that have no meaning; called before a kernel runs.
     empty
         Returns uninitialised tensors in the shapes and dtypes of the results.
+    check
+        Raises ``BadInput`` for values that have no meaning; called before a kernel runs. ``None``: metadata says all.
     """
     qualified = f"li_plugins::{name}"
     torch.library.define(qualified, schema, tags=torch.Tag.pt2_compliant_tag)
 
     def impl(*arguments: Any) -> Any:
         problem = problem_of(*arguments)
-        check(problem)
+        if check is not None:
+            check(problem)
         return dispatch.run(name, problem, "scores", lambda kernel: cast(ForwardOnly, kernel).forward(problem))
 
     def fake(*arguments: Any) -> Any:

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("li_plugins.ops")
 
 
-def _plain(op: str, load: str) -> tuple[Kernel, Kernel]:
-    """Return the rows of an operation without a gradient, in plain torch: in blocks, and as one reads it."""
+def _plain(op: str, load: str, *, blocked: str = "blocked", grad: bool = False) -> tuple[Kernel, Kernel]:
+    """Return the rows of an operation in plain torch: in blocks, by the module ``blocked``, and as one reads it."""
     floats = ("float16", "bfloat16", "float32", "float64")
     return (
-        Kernel(op, "blocked", load.format("blocked"), ("cpu", "cuda"), floats, grad=False, priority=0),
-        Kernel(op, "reference", load.format("reference"), ("cpu", "cuda"), floats, grad=False, priority=-100),
+        Kernel(op, "blocked", load.format(blocked), ("cpu", "cuda"), floats, grad=grad, priority=0),
+        Kernel(op, "reference", load.format("reference"), ("cpu", "cuda"), floats, grad=grad, priority=-100),
     )
 
 
@@ -34,22 +34,7 @@ BUILTIN = (
         arch=(80, 129),
         priority=100,
     ),
-    Kernel(
-        op="maxsim",
-        name="blocked",
-        load="li_plugins.ops.maxsim.cpu:KERNEL",
-        devices=("cpu", "cuda"),
-        dtypes=("float16", "bfloat16", "float32", "float64"),
-        priority=0,
-    ),
-    Kernel(
-        op="maxsim",
-        name="reference",
-        load="li_plugins.ops.maxsim.reference:KERNEL",
-        devices=("cpu", "cuda"),
-        dtypes=("float16", "bfloat16", "float32", "float64"),
-        priority=-100,
-    ),
+    *_plain("maxsim", "li_plugins.ops.maxsim.{}:KERNEL", blocked="cpu", grad=True),
     Kernel(
         op="smooth_maxsim",
         name="triton",
@@ -60,22 +45,7 @@ BUILTIN = (
         # after the one of plain torch until it has run on a GPU: the interpreter alone has judged it
         priority=-10,
     ),
-    Kernel(
-        op="smooth_maxsim",
-        name="blocked",
-        load="li_plugins.ops.smooth_maxsim.blocked:KERNEL",
-        devices=("cpu", "cuda"),
-        dtypes=("float16", "bfloat16", "float32", "float64"),
-        priority=0,
-    ),
-    Kernel(
-        op="smooth_maxsim",
-        name="reference",
-        load="li_plugins.ops.smooth_maxsim.reference:KERNEL",
-        devices=("cpu", "cuda"),
-        dtypes=("float16", "bfloat16", "float32", "float64"),
-        priority=-100,
-    ),
+    *_plain("smooth_maxsim", "li_plugins.ops.smooth_maxsim.{}:KERNEL", grad=True),
     *_plain("assign", "li_plugins.ops.kmeans.{}:ASSIGN"),
     *_plain("cluster_sums", "li_plugins.ops.kmeans.{}:SUMS"),
     *_plain("compress", "li_plugins.ops.codec.{}:COMPRESS"),

@@ -1,4 +1,4 @@
-"""Runs of rows, wherever each begins: which rows they are, one run after the other."""
+"""Runs of rows, wherever each begins: which rows they are, and how those of one owner come together."""
 
 from __future__ import annotations
 
@@ -25,3 +25,10 @@ def rows_of(begins: Tensor, lengths: Tensor, total: int | None = None) -> tuple[
     shifts = begins - (lengths.cumsum(0) - lengths)
     rows = torch.arange(owners.shape[0], device=lengths.device) + shifts.index_select(0, owners)
     return rows, owners
+
+
+def grouped(owners: Tensor | None) -> Tensor | None:
+    """Return an order in which the entries of each of ``owners [n]`` are together; ``None``: they are already."""
+    if owners is None or bool((owners[1:] >= owners[:-1]).all()):
+        return None
+    return owners.argsort(stable=True)

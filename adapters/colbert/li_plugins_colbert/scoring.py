@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from li_plugins.ops import (
     supports_maxsim_packed,
 )
 from li_plugins_colbert._config import unserved
+
+if TYPE_CHECKING:
+    from li_plugins.ops.arguments import Request
 
 PADDED = MaskRule.FILL(-9999.0)
 """On padded tensors a masked token is a candidate with this similarity."""
@@ -74,12 +77,10 @@ def explain_colbert_score_reduce(scores_padded: Tensor, D_mask: Tensor, config: 
     return _irreducible(scores_padded, D_mask, config) or f"amax of {list(scores_padded.shape)} over document tokens"
 
 
-def _padded(queries: Any, documents: Any, mask: Any, config: Any) -> dict[str, Any] | Decline:
-    refusal = unserved(config.total_visible_gpus > 0, config.interaction)
+def _padded(queries: Any, documents: Any, mask: Any, config: Any) -> Request | Decline:
+    refusal = _unscorable(queries, documents, config)
     if refusal:
         return refusal
-    if type(queries) not in arguments.PLAIN_TENSORS or type(documents) not in arguments.PLAIN_TENSORS:
-        return Decline("queries or documents are no plain tensors")
     multiplied = arguments.as_multiplied(queries.to(documents.dtype), documents, query_rank=3, document_rank=3)
     if isinstance(multiplied, Decline):
         return multiplied
@@ -97,16 +98,13 @@ def _padded(queries: Any, documents: Any, mask: Any, config: Any) -> dict[str, A
         "document_mask": mask.view(count, length).bool().view(count, *([] if is_one else [1]), length),
         "mask_rule": PADDED,
     }
-    support = supports_maxsim(**request)
-    return request if support else Decline(support.reason)
+    return arguments.supported(request, supports_maxsim)
 
 
-def _packed(queries: Any, documents: Any, lengths: Any, config: Any) -> dict[str, Any] | Decline:
-    refusal = unserved(config.total_visible_gpus > 0, config.interaction)
+def _packed(queries: Any, documents: Any, lengths: Any, config: Any) -> Request | Decline:
+    refusal = _unscorable(queries, documents, config)
     if refusal:
         return refusal
-    if type(queries) not in arguments.PLAIN_TENSORS or type(documents) not in arguments.PLAIN_TENSORS:
-        return Decline("queries or documents are no plain tensors")
     # The C++ reads these dtypes from memory; what else comes is its own error to raise.
     if type(lengths) is not Tensor or lengths.dtype is not torch.int64 or lengths.dim() != 1 or not len(lengths):
         return Decline("D_lengths is no int64 tensor of at least one length")
@@ -122,7 +120,7 @@ def _packed(queries: Any, documents: Any, lengths: Any, config: Any) -> dict[str
         return multiplied
     queries, documents = multiplied
     offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    request: dict[str, Any] = {
+    request: Request = {
         "queries": queries,
         # The C++ reads as many rows as the lengths say and leaves the rest alone.
         "documents": documents[: int(offsets[-1])],
@@ -132,8 +130,16 @@ def _packed(queries: Any, documents: Any, lengths: Any, config: Any) -> dict[str
         "max_query_length": queries.shape[0],
         "max_document_length": int(lengths.amax()),
     }
-    support = supports_maxsim_packed(**request)
-    return request if support else Decline(support.reason)
+    return arguments.supported(request, supports_maxsim_packed)
+
+
+def _unscorable(queries: Any, documents: Any, config: Any) -> Decline | None:
+    refusal = unserved(config.total_visible_gpus > 0, config.interaction)
+    if refusal:
+        return refusal
+    if type(queries) not in arguments.PLAIN_TENSORS or type(documents) not in arguments.PLAIN_TENSORS:
+        return Decline("queries or documents are no plain tensors")
+    return None
 
 
 def _irreducible(scores: Any, mask: Any, config: Any) -> Decline | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from li_plugins.api import Decline
 from li_plugins.ops import arguments, explain_maxsim, maxsim, supports_maxsim
 from li_plugins_colbert._config import unserved
 from li_plugins_colbert.scoring import PADDED
+
+if TYPE_CHECKING:
+    from li_plugins.ops.arguments import Request
 
 
 def compute_ib_loss(self: Any, Q: Tensor, D: Tensor, D_mask: Tensor) -> Tensor | Decline:
@@ -36,7 +39,7 @@ def explain_compute_ib_loss(self: Any, Q: Tensor, D: Tensor, D_mask: Tensor) -> 
     return request if isinstance(request, Decline) else explain_maxsim(**request)
 
 
-def _request(model: Any, queries: Any, documents: Any, mask: Any) -> dict[str, Any] | Decline:
+def _request(model: Any, queries: Any, documents: Any, mask: Any) -> Request | Decline:
     multiplied = arguments.as_multiplied(queries, documents, query_rank=3, document_rank=3)
     if isinstance(multiplied, Decline):
         return multiplied
@@ -55,5 +58,4 @@ def _request(model: Any, queries: Any, documents: Any, mask: Any) -> dict[str, A
         "document_mask": mask.bool().squeeze(-1),
         "mask_rule": PADDED,
     }
-    support = supports_maxsim(**request)
-    return request if support else Decline(support.reason)
+    return arguments.supported(request, supports_maxsim)

@@ -53,16 +53,11 @@ Launches = Iterator[Launch | Decline]
 
 def cross(a: Any, b: Any, a_mask: Any, b_mask: Any, chunk_elements: int | None, device: Any) -> Launches:
     """Yield launches of all queries with all documents; the arguments are those of the library's ``maxsim``."""
-    refusal = (
-        arguments.foreign(_similarity._maxsim_score_documents, "_maxsim_score_documents", "sentence_transformers")
-        or _unreadable("queries", a, a_mask)
-        or _unreadable("documents", b, b_mask)
-    )
-    if refusal:
-        yield refusal
+    sides = _sides("_maxsim_score_documents", a, b, a_mask, b_mask, device)
+    if isinstance(sides, Decline):
+        yield sides
         return
-    where = home(a, b) if device is None else torch.device(device)
-    (a, a_mask), (b, b_mask) = _batch(a, a_mask), _batch(b, b_mask)
+    a, a_mask, b, b_mask, where = sides
     if isinstance(a, list) or isinstance(b, list):
         yield from _ragged(a, b, a_mask, b_mask, chunk_elements, where)
     else:
@@ -71,16 +66,11 @@ def cross(a: Any, b: Any, a_mask: Any, b_mask: Any, chunk_elements: int | None, 
 
 def pairwise(a: Any, b: Any, a_mask: Any, b_mask: Any, chunk_elements: int | None, device: Any) -> Launches:
     """Yield launches of the first query with the first document and so on, as ``maxsim_pairwise`` takes them."""
-    refusal = (
-        arguments.foreign(_similarity._maxsim_score_pairs, "_maxsim_score_pairs", "sentence_transformers")
-        or _unreadable("queries", a, a_mask)
-        or _unreadable("documents", b, b_mask)
-    )
-    if refusal:
-        yield refusal
+    sides = _sides("_maxsim_score_pairs", a, b, a_mask, b_mask, device)
+    if isinstance(sides, Decline):
+        yield sides
         return
-    where = home(a, b) if device is None else torch.device(device)
-    (a, a_mask), (b, b_mask) = _batch(a, a_mask), _batch(b, b_mask)
+    a, a_mask, b, b_mask, where = sides
     if len(a) != len(b):
         yield Decline(f"{len(a)} queries and {len(b)} documents are no pairs")
     elif isinstance(a, list) and isinstance(b, list):
@@ -206,6 +196,24 @@ def _flat(side: str, embeddings: Tensor, mask: Tensor | None) -> Flat | Decline:
         return factors or Decline(f"{side} without a mask")
     offsets = torch.arange(count + 1, device=embeddings.device) * length
     return Flat(Ragged(embeddings.flatten(0, 1), offsets, length, length), factors.flatten())
+
+
+def _sides(
+    leaf: str, a: Any, b: Any, a_mask: Any, b_mask: Any, device: Any
+) -> tuple[Any, Any, Any, Any, torch.device] | Decline:
+    """Return queries and documents, each with its mask, as ``_batch`` does, and where to compute.
+
+    ``leaf`` names the library's function whose place the launches take.
+    """
+    refusal = (
+        arguments.foreign(getattr(_similarity, leaf), leaf, "sentence_transformers")
+        or _unreadable("queries", a, a_mask)
+        or _unreadable("documents", b, b_mask)
+    )
+    if refusal:
+        return refusal
+    where = home(a, b) if device is None else torch.device(device)
+    return *_batch(a, a_mask), *_batch(b, b_mask), where
 
 
 def _unreadable(side: str, embeddings: Any, mask: Any) -> Decline | None:

@@ -146,15 +146,10 @@ def _check_codes(problem: DecompressProblem) -> None:
     checks.values_below("codes", problem.codes, problem.centroids.shape[0])
 
 
-def _any_value(problem: Any) -> None:
-    """Accept every value: metadata says all."""
-
-
 _compress_op = forward_only.register(
     "compress",
     "(Tensor embeddings, Tensor centroids, Tensor cutoffs, int nbits) -> (Tensor, Tensor)",
     CompressProblem,
-    _any_value,
     lambda problem: (
         problem.embeddings.new_empty(problem.embeddings.shape[0], dtype=torch.int32),
         problem.embeddings.new_empty(problem.scores_shape, dtype=torch.uint8),
@@ -164,13 +159,12 @@ _binarize_op = forward_only.register(
     "binarize",
     "(Tensor values, Tensor cutoffs, int nbits) -> Tensor",
     BinarizeProblem,
-    _any_value,
     lambda problem: problem.values.new_empty(problem.scores_shape, dtype=torch.uint8),
 )
 _decompress_op = forward_only.register(
     "decompress",
     "(Tensor codes, Tensor residuals, Tensor centroids, Tensor bucket_weights, int nbits, bool normalized) -> Tensor",
     DecompressProblem,
-    _check_codes,
     lambda problem: problem.centroids.new_empty(problem.scores_shape),
+    check=_check_codes,
 )

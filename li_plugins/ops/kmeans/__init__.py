@@ -158,10 +158,6 @@ def _summed(problem: SumsProblem) -> tuple[Tensor, Tensor]:
     )
 
 
-def _any_value(problem: AssignProblem) -> None:
-    """Accept every value: metadata says all."""
-
-
 def _check_codes(problem: SumsProblem) -> None:
     checks.values_below("codes", problem.codes, problem.clusters)
 
@@ -170,13 +166,12 @@ _assign_op = forward_only.register(
     "assign",
     "(Tensor rows, Tensor centroids, bool by_distance) -> (Tensor, Tensor)",
     AssignProblem,
-    _any_value,
     _assigned,
 )
 _sums_op = forward_only.register(
     "cluster_sums",
     "(Tensor rows, Tensor codes, SymInt clusters) -> (Tensor, Tensor)",
     SumsProblem,
-    _check_codes,
     _summed,
+    check=_check_codes,
 )

@@ -18,6 +18,7 @@ from li_plugins.ops.maxsim import candidates, small
 from li_plugins.ops.maxsim.gather import gradients
 from li_plugins.ops.maxsim.kept import Block, compute_dtype, documents_of
 from li_plugins.ops.maxsim.problem import Layout, Problem
+from li_plugins.ops.spans import grouped
 
 TILE_ELEMENTS = 2**20
 """Most similarities in memory at a time, as long as one query token and one document have fewer; the same holds for a
@@ -43,7 +44,7 @@ class Blocked:
         together = candidates.queries_together(problem, TILE_ELEMENTS)
         if together:
             return candidates.scores_and_winners(problem, want_winners, together)
-        order = _by_query(problem)
+        order = grouped(problem.pair_queries)
         if order is not None:
             scores, winners = self.forward(_reordered(problem, order), want_winners)
             back = order.argsort()
@@ -177,14 +178,6 @@ def _runs(problem: Problem) -> Iterator[tuple[_QueryRows, slice]]:
         if count and rows.shape[0]:
             yield _QueryRows(slice(0, 1), rows, rows.shape[0], factors), slice(start, start + count)
         start += count
-
-
-def _by_query(problem: Problem) -> Tensor | None:
-    """Return an order of the listed pairs in which each query's are together; ``None``: they are."""
-    owners = problem.pair_queries
-    if owners is None or bool((owners[1:] >= owners[:-1]).all()):
-        return None
-    return owners.argsort(stable=True)
 
 
 def _reordered(problem: Problem, order: Tensor) -> Problem:

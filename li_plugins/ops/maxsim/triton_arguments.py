@@ -11,7 +11,7 @@ from torch import Tensor
 from li_plugins.ops import _compat
 from li_plugins.ops.maxsim.problem import Layout, Problem
 from li_plugins.ops.maxsim.triton_forward import maxsim_forward
-from li_plugins.ops.maxsim.tuning import Card, Sizes
+from li_plugins.ops.maxsim.tuning_sizes import Card, Sizes
 
 INTERPRETED = not isinstance(maxsim_forward, triton.JITFunction)
 """Whether TRITON_INTERPRET=1 was set when triton was imported: kernels run in Python, on tensors of the CPU too."""

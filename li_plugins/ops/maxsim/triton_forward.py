@@ -18,6 +18,7 @@ import triton.language as tl
 from li_plugins.ops.maxsim.triton_kept import KEPT_FIELDS
 from li_plugins.ops.maxsim.triton_tiles import (
     CLASSES,
+    FORWARD_SIZES,
     best_and_column,
     best_of_classes,
     item_span,
@@ -34,17 +35,6 @@ from li_plugins.ops.maxsim.triton_tiles import (
 _CLASSES = tl.constexpr(CLASSES)
 _FIELDS = tl.constexpr(KEPT_FIELDS)
 _FAR = tl.constexpr(2**30)
-
-# Sizes that change from call to call: without this each multiple of 16, and 1, would be compiled apart.
-_SIZES = (
-    "query_count",
-    "documents_per_query",
-    "documents_per_program",
-    "max_query_length",
-    "max_document_length",
-    "first_item",
-    "score_count",
-)
 
 
 @triton.jit
@@ -162,7 +152,7 @@ def _document(
     return document, document_first, length, document_start, end, is_full, first_kept
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=FORWARD_SIZES)
 def maxsim_forward(
     queries,  # [A, Lq, d] or [Tq, d]
     documents,  # [B, Ld, d], [A, K, Ld, d] or [Td, d]

@@ -31,6 +31,7 @@ from li_plugins.ops.maxsim.triton_sorted import (
     maxsim_sort_winners,
     maxsim_sorted_gradient,
 )
+from li_plugins.ops.maxsim.tuning_sizes import Sizes
 
 LEAST_ORDER = 2**22
 """Bytes of sorted winners that may always be in memory at a time."""
@@ -97,7 +98,7 @@ def document_gradient(problem: Problem, grad_scores: Tensor, winners: Tensor) ->
     return gradient.to(problem.documents.dtype)
 
 
-def _by_product(problem: Problem, sizes: tuning.Sizes, grad_scores: Tensor, winners: Tensor, gradient: Tensor) -> None:
+def _by_product(problem: Problem, sizes: Sizes, grad_scores: Tensor, winners: Tensor, gradient: Tensor) -> None:
     queries = rows(problem.queries)
     query_count, document_count = counts(problem)
     *blocks, options = chosen = tuning.document_gradient(sizes)
@@ -128,7 +129,7 @@ def _by_product(problem: Problem, sizes: tuning.Sizes, grad_scores: Tensor, winn
     )
 
 
-def _of_chosen(problem: Problem, sizes: tuning.Sizes, grad_scores: Tensor, winners: Tensor, gradient: Tensor) -> None:
+def _of_chosen(problem: Problem, sizes: Sizes, grad_scores: Tensor, winners: Tensor, gradient: Tensor) -> None:
     queries = rows(problem.queries)
     _, document_count = counts(problem)
     *_, options = chosen = tuning.document_gradient(sizes)
@@ -165,7 +166,7 @@ def _weights_in_product(problem: Problem) -> tuple[bool, str]:
 
 def _by_sorting(
     problem: Problem,
-    sizes: tuning.Sizes,
+    sizes: Sizes,
     sorting: tuning.Sorting,
     grad_scores: Tensor,
     winners: Tensor,

@@ -8,7 +8,7 @@ from torch import Tensor
 from li_plugins.api import Support
 from li_plugins.ops import _compat
 from li_plugins.ops.launch import Launcher, Options
-from li_plugins.ops.maxsim import triton_programs, tuning, tuning_text
+from li_plugins.ops.maxsim import triton_programs, tuning, tuning_rows, tuning_text
 from li_plugins.ops.maxsim.problem import Problem
 from li_plugins.ops.maxsim.triton_arguments import (
     INTERPRETED,
@@ -25,6 +25,7 @@ from li_plugins.ops.maxsim.triton_device import on, support
 from li_plugins.ops.maxsim.triton_forward import maxsim_forward
 from li_plugins.ops.maxsim.triton_gradients import document_gradient, query_gradient
 from li_plugins.ops.maxsim.triton_kept import KEPT_FIELDS, maxsim_kept
+from li_plugins.ops.maxsim.tuning_sizes import Sizes
 
 _launch_forward = Launcher(maxsim_forward)
 _launch_kept = Launcher(maxsim_kept)
@@ -42,7 +43,7 @@ class TritonMaxSim:
         try:
             return self._forward(problem, want_winners)
         except Exception as error:  # a stored row that cannot be built must not cost the kernel: built-in blocks follow
-            if not _compat.is_compile_failure(error) or not tuning.distrust(f"{type(error).__name__}: {error}"):
+            if not _compat.is_compile_failure(error) or not tuning_rows.distrust(f"{type(error).__name__}: {error}"):
                 raise
         return self._forward(problem, want_winners)
 
@@ -67,7 +68,7 @@ class TritonMaxSim:
         try:
             return self._backward(problem, grad_scores, winners, need_queries, need_documents)
         except Exception as error:  # as above
-            if not _compat.is_compile_failure(error) or not tuning.distrust(f"{type(error).__name__}: {error}"):
+            if not _compat.is_compile_failure(error) or not tuning_rows.distrust(f"{type(error).__name__}: {error}"):
                 raise
         return self._backward(problem, grad_scores, winners, need_queries, need_documents)
 
@@ -85,9 +86,7 @@ class TritonMaxSim:
 KERNEL = TritonMaxSim()
 
 
-def _launch(
-    problem: Problem, sizes: tuning.Sizes, chosen: tuning.Forward, scores: Tensor, winners: Tensor | None
-) -> None:
+def _launch(problem: Problem, sizes: Sizes, chosen: tuning.Forward, scores: Tensor, winners: Tensor | None) -> None:
     queries, documents = rows(problem.queries), rows(problem.documents)
     items = sizes.queries if problem.pair_queries is None else problem.pair_queries.shape[0]
     document_mask, lengths = plain(problem.document_mask), plain(problem.document_lengths)

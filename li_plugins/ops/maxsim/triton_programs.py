@@ -10,12 +10,13 @@ from torch import Tensor
 from li_plugins.ops.maxsim import tuning
 from li_plugins.ops.maxsim.problem import Problem
 from li_plugins.ops.maxsim.triton_arguments import stored
+from li_plugins.ops.maxsim.tuning_sizes import Sizes
 
 MAX_PROGRAMS = 2**31 - 1
 """Programs of one launch: CUDA's limit for the first dimension of a grid, and what 32 bits can number."""
 
 
-def launches(sizes: tuning.Sizes, chosen: tuning.Forward, items: int) -> Iterator[tuple[int, int]]:
+def launches(sizes: Sizes, chosen: tuning.Forward, items: int) -> Iterator[tuple[int, int]]:
     """Yield each launch's number of programs and its first item, for ``items`` queries (or pairs).
 
     A launch takes all tiles of some blocks of documents, or all documents of some tiles.
@@ -30,9 +31,7 @@ def launches(sizes: tuning.Sizes, chosen: tuning.Forward, items: int) -> Iterato
         yield min(outer - first, at_once) * inner, first * step
 
 
-def scores(
-    problem: Problem, sizes: tuning.Sizes, blocks: tuning.ForwardBlocks, write: Callable[[Tensor], None]
-) -> Tensor:
+def scores(problem: Problem, sizes: Sizes, blocks: tuning.ForwardBlocks, write: Callable[[Tensor], None]) -> Tensor:
     """Return the scores that ``write`` puts into memory, where a query is spread over tiles one part of each."""
     parts = _parts(sizes, blocks)
     if parts == 1:
@@ -46,7 +45,7 @@ def scores(
     return spread.sum(0).to(problem.out_dtype)
 
 
-def _parts(sizes: tuning.Sizes, blocks: tuning.ForwardBlocks) -> int:
+def _parts(sizes: Sizes, blocks: tuning.ForwardBlocks) -> int:
     """Return over how many tiles a query may be spread."""
     if blocks.FLAT:
         return 1 if blocks.ROWS % sizes.query_length == 0 else (sizes.query_length + blocks.ROWS - 2) // blocks.ROWS + 1

@@ -10,6 +10,20 @@ A thread of a tensor-core product holds two neighbouring columns of every eight,
 class is its own business: no shuffle and few registers until the document ends.
 """
 
+FORWARD_SIZES = (
+    "query_count",
+    "documents_per_query",
+    "documents_per_program",
+    "max_query_length",
+    "max_document_length",
+    "first_item",
+    "score_count",
+)
+"""A forward's sizes that change from call to call, for ``do_not_specialize``.
+
+Specialized, each multiple of 16, and 1, would be compiled apart.
+"""
+
 _CLASSES = tl.constexpr(CLASSES)
 _FAR = tl.constexpr(2**30)
 

@@ -5,43 +5,13 @@ A row that ``li-plugins tune`` stored on this machine goes before what is writte
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
 
 from li_plugins.ops.launch import Options
-from li_plugins.ops.maxsim import tuning_file
+from li_plugins.ops.maxsim import tuning_rows
 from li_plugins.ops.maxsim.tuning_file import Row
-
-logger = logging.getLogger("li_plugins.ops")
-
-
-class Card(NamedTuple):
-    """What decides about blocks on a device."""
-
-    capability: int
-    """Compute capability, ``10 * major + minor``."""
-    processors: int
-    shared_memory: int
-    """Bytes that one program may have."""
-
-
-class Sizes(NamedTuple):
-    """What decides about blocks in a problem."""
-
-    layout: str
-    """``CROSS``, ``CANDIDATES`` or ``PAIRS``."""
-    is_packed: bool
-    element_size: int
-    """Bytes of an element of the embeddings."""
-    width: int
-    queries: int
-    query_length: int
-    documents: int
-    """All of them, or the candidates of one query; 1 for pairs."""
-    document_length: int
+from li_plugins.ops.maxsim.tuning_sizes import Card, Sizes, power_of_two
 
 
 class ForwardBlocks(NamedTuple):
@@ -103,31 +73,6 @@ class SortedGradient(NamedTuple):
     options: Options
 
 
-_OPTIONS = ("num_warps", "num_stages", "maxnreg")
-
-FIELDS = {
-    "scores": ("ROWS", "BLOCK_N", "documents", *_OPTIONS),
-    "winners": ("ROWS", "BLOCK_N", "documents", *_OPTIONS),
-    "queries": ("ROWS", "VISITS", "BLOCK_D", *_OPTIONS),
-    "documents": ("ENTRIES", "BLOCK_D", *_OPTIONS),
-}
-"""What a stored row says, by phase: the forward without and with winners, and the gradients (the documents' sorted).
-
-Of a forward, ``ROWS`` are the most that a tile has, and ``documents`` may be left to this module (``None``).
-"""
-
-_LEAST = {"ROWS": 16, "BLOCK_N": 16, "BLOCK_D": 16, "ENTRIES": 16}
-"""What a product on tensor cores, and a dimension of a tile, needs at least; the queries' gradient has no product."""
-
-_MAY_BE_NONE = ("documents", "maxnreg")
-
-_trial: Mapping[str, Row | None] | None = None
-"""Rows to use instead of those that are stored; ``None``: those that are stored."""
-
-_distrusted = False
-"""Whether stored rows are ignored from now on: one of them did not work."""
-
-
 SORTED_FROM = 256
 """Query tokens that meet each document, from which on sorting them pays."""
 
@@ -136,19 +81,15 @@ SORTED_BIN = 16
 """Document tokens in a bin: the fewest rows that a product on tensor cores has."""
 
 
-def power_of_two(number: int, least: int = 1) -> int:
-    """Return the smallest power of two that is at least ``number`` and ``least``."""
-    return max(least, 1 << max(number - 1, 0).bit_length())
-
-
+@tuning_rows.chooses_by_row
 @lru_cache(maxsize=4096)
 def forward(sizes: Sizes, want_winners: bool, card: Card) -> Forward:
     """Choose the forward's blocks: those of a stored row, else the built-in ones."""
-    row = stored("winners" if want_winners else "scores", sizes, card)
+    row = tuning_rows.stored("winners" if want_winners else "scores", sizes, card)
     if row is None:
         return built_in_forward(sizes, card)
-    blocks = _cut(sizes, _number(row, "ROWS"), _number(row, "BLOCK_N"))
-    return Forward(blocks, _documents(sizes, blocks, card, row["documents"]), _options(row))
+    blocks = _cut(sizes, tuning_rows.number(row, "ROWS"), tuning_rows.number(row, "BLOCK_N"))
+    return Forward(blocks, _documents(sizes, blocks, card, row["documents"]), tuning_rows.options(row))
 
 
 @lru_cache(maxsize=4096)
@@ -221,13 +162,15 @@ def _documents(sizes: Sizes, blocks: ForwardBlocks, card: Card, asked: int | Non
     return min((n for n in (1, 2, 3, 4, 6, 8, 12, 16) if n <= min(most, max(sizes.documents, 1))), key=duration)
 
 
+@tuning_rows.chooses_by_row
 @lru_cache(maxsize=4096)
 def query_gradient(sizes: Sizes, card: Card) -> QueryGradient:
     """Choose the blocks of the queries' gradient: few rows, so that many programs gather at once."""
-    row = stored("queries", sizes, card)
+    row = tuning_rows.stored("queries", sizes, card)
     if row is not None:
-        block_d = min(_number(row, "BLOCK_D"), power_of_two(sizes.width, 16))
-        return QueryGradient(_number(row, "ROWS"), _number(row, "VISITS"), block_d, _options(row))
+        block_d = min(tuning_rows.number(row, "BLOCK_D"), power_of_two(sizes.width, 16))
+        rows, visits = tuning_rows.number(row, "ROWS"), tuning_rows.number(row, "VISITS")
+        return QueryGradient(rows, visits, block_d, tuning_rows.options(row))
     block_d = min(power_of_two(sizes.width, 16), 128)
     if sizes.queries * sizes.query_length >= 16_384 and sizes.query_length > 8:
         return QueryGradient(16, 2, block_d, Options(4, 3))
@@ -252,13 +195,14 @@ def sorting(sizes: Sizes) -> Sorting | None:
     return Sorting(SORTED_BIN, bins, Options(4, 1))
 
 
+@tuning_rows.chooses_by_row
 @lru_cache(maxsize=4096)
 def sorted_gradient(sizes: Sizes, card: Card) -> SortedGradient:
     """Choose how sorted rows are added: few warps each, which leaves room for many."""
-    row = stored("documents", sizes, card)
+    row = tuning_rows.stored("documents", sizes, card)
     if row is not None:
-        block_d = min(_number(row, "BLOCK_D"), power_of_two(sizes.width, 16))
-        return SortedGradient(_number(row, "ENTRIES"), block_d, _options(row))
+        block_d = min(tuning_rows.number(row, "BLOCK_D"), power_of_two(sizes.width, 16))
+        return SortedGradient(tuning_rows.number(row, "ENTRIES"), block_d, tuning_rows.options(row))
     return SortedGradient(64, min(power_of_two(sizes.width, 16), 128), Options(2, 3, 168))
 
 
@@ -276,34 +220,6 @@ def dimensions(width: int, element_size: int) -> tuple[int, int]:
     return (near, far) if far < near else (2 * near, 0)
 
 
-# Stored rows.
-
-
-def key(phase: str, sizes: Sizes, card: Card) -> str:
-    """Return what a row is stored by: exact where the kernel is another one, else the next power of two."""
-    return (
-        f"{phase} sm_{card.capability} x{card.processors} {'packed ' if sizes.is_packed else ''}{sizes.layout} "
-        f"{sizes.element_size}-byte d={sizes.width} Lq={power_of_two(sizes.query_length)} "
-        f"Ld={power_of_two(sizes.document_length)} rows={power_of_two(sizes.queries * sizes.query_length)} "
-        f"documents={power_of_two(sizes.documents)}"
-    )
-
-
-def stored(phase: str, sizes: Sizes, card: Card) -> Row | None:
-    """Return the row that was stored for problems such as this, if there is one."""
-    if _trial is not None:
-        return _trial.get(key(phase, sizes, card))
-    rows = {} if _distrusted else tuning_file.rows()
-    row = rows.get(key(phase, sizes, card)) if rows else None
-    if row is None:
-        return None
-    problem = _misfit(phase, row)
-    if problem:
-        distrust(f"{problem} in the row for {key(phase, sizes, card)}")
-        return None
-    return row
-
-
 def as_row(chosen: Forward | QueryGradient | SortedGradient) -> Row:
     """Return a choice as it is stored; a forward's documents per program are left to this module."""
     if isinstance(chosen, Forward):
@@ -311,71 +227,3 @@ def as_row(chosen: Forward | QueryGradient | SortedGradient) -> Row:
         return {**cut, **chosen.options._asdict()}
     return {**{name: value for name, value in chosen._asdict().items() if name != "options"},
             **chosen.options._asdict()}  # fmt: skip
-
-
-@contextmanager
-def trial(rows: Mapping[str, Row | None]) -> Iterator[None]:
-    """Use these rows, by key, and none that are stored; for the whole process."""
-    global _trial
-    before, _trial = _trial, rows
-    forget_choices()
-    try:
-        yield
-    finally:
-        _trial = before
-        forget_choices()
-
-
-def distrust(why: str) -> bool:
-    """Ignore the stored rows from now on, with one warning; tell whether any could have been in use."""
-    global _distrusted
-    if _trial is not None or _distrusted or not tuning_file.rows():
-        return False
-    _distrusted = True
-    forget_choices()
-    logger.warning(
-        "li_plugins: %s holds a row that does not work here (%s); built-in blocks are used. Run `li-plugins tune` "
-        "again for your shapes, remove the file, or ignore it with LI_PLUGINS_TUNING=0",
-        tuning_file.location(),
-        why.splitlines()[0] if why else "no reason is given",
-    )
-    return True
-
-
-def forget() -> None:
-    """Read the stored rows again, and choose anew."""
-    global _distrusted
-    _distrusted = False
-    tuning_file.forget()
-    forget_choices()
-
-
-def forget_choices() -> None:
-    """Choose anew for every problem."""
-    for choice in (forward, query_gradient, sorted_gradient):
-        choice.cache_clear()
-
-
-def _misfit(phase: str, row: Row) -> str:
-    """Return what is wrong with a row, or nothing."""
-    if set(row) != set(FIELDS[phase]):
-        return f"{', '.join(row) or 'nothing'} instead of {', '.join(FIELDS[phase])}"
-    for name, value in row.items():
-        least = 1 if phase == "queries" and name == "ROWS" else _LEAST.get(name, 1)
-        if value is None and name in _MAY_BE_NONE:
-            continue
-        if value is None or not least <= value <= 1024:
-            return f"{name}={value}"
-        if name not in ("documents", "num_stages", "maxnreg") and value & (value - 1):
-            return f"{name}={value}, no power of two,"
-    return ""
-
-
-def _number(row: Row, name: str) -> int:
-    value = row[name]
-    assert value is not None  # _misfit
-    return value
-
-
-def _options(row: Row) -> Options:
-    return Options(_number(row, "num_warps"), _number(row, "num_stages"), row["maxnreg"])

@@ -13,12 +13,13 @@ from torch import Tensor
 from li_plugins.errors import BadInput
 from li_plugins.ops import _compat
 from li_plugins.ops.masks import MaskRule
-from li_plugins.ops.maxsim import tuning, tuning_file
+from li_plugins.ops.maxsim import tuning, tuning_file, tuning_rows
 from li_plugins.ops.maxsim.problem import Layout, Problem
 from li_plugins.ops.maxsim.triton_arguments import card_of, sizes_of
 from li_plugins.ops.maxsim.triton_kernel import KERNEL
 from li_plugins.ops.maxsim.tuning_file import Row
 from li_plugins.ops.maxsim.tuning_search import Outcome, Trial, search
+from li_plugins.ops.maxsim.tuning_sizes import Card, Sizes
 
 _SHORT = {"num_warps": "warps", "num_stages": "stages", "maxnreg": "registers", "BLOCK_D": "dimensions"}
 
@@ -104,7 +105,7 @@ def tune(
     outcomes = [_tune(phase, problem, measure or _milliseconds, on_trial) for phase in phases_of(problem)]
     if not dry_run:
         _store(outcomes, device)
-    tuning.forget()
+    tuning_rows.forget()
     return outcomes
 
 
@@ -138,19 +139,19 @@ def phases_of(problem: Problem) -> list[str]:
 
 def _tune(phase: str, problem: Problem, measure: Measure, on_trial: Callable[[str, Row], None]) -> Outcome:
     sizes, card = sizes_of(problem), card_of(problem.queries.device)
-    key = tuning.key(phase, sizes, card)
-    before = tuning.stored(phase, sizes, card)
+    key = tuning_rows.key(phase, sizes, card)
+    before = tuning_rows.stored(phase, sizes, card)
 
     @contextmanager
     def using(row: Row) -> Iterator[None]:
-        with tuning.trial({key: row}):
+        with tuning_rows.trial({key: row}):
             yield
 
     def launch_of(row: Row) -> object:
         with using(row):
             return _chosen(phase, sizes, card)
 
-    with tuning.trial({}):
+    with tuning_rows.trial({}):
         builtin = tuning.as_row(_chosen(phase, sizes, card))
         run = _runner(phase, problem)
         expected = run()
@@ -185,9 +186,7 @@ def _tune(phase: str, problem: Problem, measure: Measure, on_trial: Callable[[st
     )
 
 
-def _chosen(
-    phase: str, sizes: tuning.Sizes, card: tuning.Card
-) -> tuning.Forward | tuning.QueryGradient | tuning.SortedGradient:
+def _chosen(phase: str, sizes: Sizes, card: Card) -> tuning.Forward | tuning.QueryGradient | tuning.SortedGradient:
     if phase == "queries":
         return tuning.query_gradient(sizes, card)
     if phase == "documents":

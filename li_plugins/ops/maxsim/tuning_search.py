@@ -104,7 +104,7 @@ def search(
     Parameters
     ----------
     phase, key
-        A phase of ``tuning.FIELDS``, and what its row is stored by.
+        A phase of ``tuning_rows.FIELDS``, and what its row is stored by.
     builtin
         The row to beat; that it runs is taken for granted.
     measure

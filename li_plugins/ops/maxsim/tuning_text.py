@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from li_plugins.ops.launch import Options
-from li_plugins.ops.maxsim import tuning
-from li_plugins.ops.maxsim.tuning import Card, Sizes
+from li_plugins.ops.maxsim import tuning, tuning_rows
+from li_plugins.ops.maxsim.tuning_sizes import Card, Sizes
 
 
 def described(sizes: Sizes, card: Card, phase: str) -> tuple[str, ...]:
@@ -59,4 +59,4 @@ def options(chosen: Options) -> str:
 
 
 def _source(phase: str, sizes: Sizes, card: Card) -> str:
-    return "" if tuning.stored(phase, sizes, card) is None else " (stored by li-plugins tune)"
+    return "" if tuning_rows.stored(phase, sizes, card) is None else " (stored by li-plugins tune)"

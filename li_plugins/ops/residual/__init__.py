@@ -240,13 +240,13 @@ _residual_op = forward_only.register(
     f"({_STORED}, Tensor queries, Tensor residuals, Tensor centroids, Tensor bucket_weights, int nbits, "
     "bool normalized, ScalarType out_dtype) -> Tensor",
     ResidualProblem,
-    _check_values,
     _scores,
+    check=_check_values,
 )
 _code_op = forward_only.register(
     "code_maxsim",
     f"({_STORED}, Tensor centroid_scores, Tensor? kept) -> Tensor",
     CodeProblem,
-    _check_values,
     _scores,
+    check=_check_values,
 )

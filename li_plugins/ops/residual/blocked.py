@@ -14,8 +14,9 @@ from torch import Tensor
 from li_plugins.api import Support
 from li_plugins.ops.codec.blocked import Rows
 from li_plugins.ops.kmeans.problem import accumulation
-from li_plugins.ops.residual.launches import by_query, launches
+from li_plugins.ops.residual.launches import launches
 from li_plugins.ops.residual.problem import CodeProblem, ResidualProblem, StoredProblem
+from li_plugins.ops.spans import grouped
 
 BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}
 """Most elements of decoded rows, and most similarities, that are in memory at a time, by device.
@@ -35,7 +36,7 @@ class Residual:
 
     def forward(self, problem: ResidualProblem) -> Tensor:
         """Return the scores."""
-        order = by_query(problem)
+        order = grouped(problem.pair_queries)
         if order is not None:
             return self.forward(_reordered(problem, order))[order.argsort()]
         dtype = accumulation(problem.token_queries, problem.centroids)
@@ -62,7 +63,7 @@ class Code:
 
     def forward(self, problem: CodeProblem) -> Tensor:
         """Return the scores."""
-        order = by_query(problem)
+        order = grouped(problem.pair_queries)
         if order is not None:
             return self.forward(_reordered(problem, order))[order.argsort()]
         scores = problem.centroid_scores.new_empty(problem.scores_shape, dtype=problem.out_dtype)

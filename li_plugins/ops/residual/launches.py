@@ -44,14 +44,6 @@ def launches(problem: StoredProblem, limit: int) -> Iterator[Launch]:
         start += size
 
 
-def by_query(problem: StoredProblem) -> Tensor | None:
-    """Return an order of the pairs in which each query's are together; ``None``: they are."""
-    owners = problem.pair_queries
-    if owners is None or bool((owners[1:] >= owners[:-1]).all()):
-        return None
-    return owners.argsort(stable=True)
-
-
 def _runs(offsets: Tensor, documents: Tensor, limit: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yield runs of documents with the stored tokens of each and whose they are."""
     begins = offsets.index_select(0, documents)

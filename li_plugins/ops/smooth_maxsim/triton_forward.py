@@ -18,6 +18,7 @@ import triton.language as tl
 
 from li_plugins.ops.maxsim.triton_tiles import (
     CLASSES,
+    FORWARD_SIZES,
     best_of_classes,
     larger,
     load_query,
@@ -30,17 +31,6 @@ from li_plugins.ops.maxsim.triton_tiles import (
 _CLASSES = tl.constexpr(CLASSES)
 _LN2 = tl.constexpr(math.log(2))
 
-# Sizes that change from call to call: without this each multiple of 16, and 1, would be compiled apart.
-_SIZES = (
-    "query_count",
-    "documents_per_query",
-    "documents_per_program",
-    "max_query_length",
-    "max_document_length",
-    "first_item",
-    "score_count",
-)
-
 
 @triton.jit
 def _origin(highest):
@@ -48,7 +38,7 @@ def _origin(highest):
     return tl.where(tl.abs(highest) == float("inf"), 0.0, highest)
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=FORWARD_SIZES)
 def smooth_maxsim_forward(
     queries,  # [A, Lq, d]
     documents,  # [B, Ld, d] or [A, K, Ld, d]

@@ -23,7 +23,8 @@ from li_plugins.ops.maxsim.triton_arguments import (
     stored,
 )
 from li_plugins.ops.maxsim.triton_device import on, support
-from li_plugins.ops.maxsim.tuning import Forward, Sizes, built_in_forward
+from li_plugins.ops.maxsim.tuning import Forward, built_in_forward
+from li_plugins.ops.maxsim.tuning_sizes import Sizes
 from li_plugins.ops.smooth_maxsim import tuning
 from li_plugins.ops.smooth_maxsim.problem import SmoothProblem
 from li_plugins.ops.smooth_maxsim.triton_backward import (

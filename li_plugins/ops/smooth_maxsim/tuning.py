@@ -6,7 +6,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from li_plugins.ops.launch import Options
-from li_plugins.ops.maxsim.tuning import Card, dimensions, power_of_two
+from li_plugins.ops.maxsim.tuning import dimensions
+from li_plugins.ops.maxsim.tuning_sizes import Card, power_of_two
 
 MOST_IN_ONE = 256
 """Widest rows of which a program owns all dimensions: their gradient stays in its registers."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import views
 from libraries import einsum_step
 
 from li_plugins.ops.maxsim.problem import Layout, Problem
@@ -16,6 +17,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 NONE, ZERO, *_ = RULES
 FP16, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
+
+VIEWS = {**views.STRIDED, "half of each row": lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]]}
 
 
 def by_name(value: object) -> str:
@@ -112,17 +115,7 @@ def test_gradients_beyond_the_range_of_the_dtype(dtype):
     check_kernel(KERNEL, problem, grad_scores=tiny * 1e9)
 
 
-@pytest.mark.parametrize(
-    "view",
-    [
-        lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
-        lambda x: torch.stack([x, x], -1)[..., 0],
-        lambda x: torch.cat([x, x], 1)[:, : x.shape[1]],
-        lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),
-        lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]],
-    ],
-    ids=["transposed", "sparse last dimension", "sliced", "not aligned", "half of each row"],
-)
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
 @pytest.mark.parametrize("dtype", [BF16, FP32], ids=by_name)
 def test_memory_of_any_layout(view, dtype):
     problem = crossed(9, 17, 32, 130, 128, dtype)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from li_plugins.ops import explain_maxsim
-from li_plugins.ops.maxsim import tuning, tuning_file, tuning_run, tuning_search
+from li_plugins.ops.maxsim import tuning, tuning_file, tuning_rows, tuning_run, tuning_search
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -24,12 +24,12 @@ def file(tmp_path, monkeypatch):
     monkeypatch.setattr(
         tuning_search,
         "AXES",
-        {phase: (({"num_stages": 2},), ({"num_warps": 4},)) for phase in tuning.FIELDS},
+        {phase: (({"num_stages": 2},), ({"num_warps": 4},)) for phase in tuning_rows.FIELDS},
     )
-    tuning.forget()
+    tuning_rows.forget()
     yield path
     monkeypatch.setenv("LI_PLUGINS_TUNING", "0")
-    tuning.forget()
+    tuning_rows.forget()
 
 
 def test_what_is_tuned_is_stored_and_used(file):
@@ -50,7 +50,7 @@ def test_what_is_tuned_is_stored_and_used(file):
     assert dict(tuning_file.rows()) == {outcomes["scores"].key: outcomes["scores"].best}
     assert tuning.forward(sizes, False, card).options.num_stages == 2 != builtin.options.num_stages
     found, _ = tuning_run.KERNEL.forward(problem, False)
-    with tuning.trial({}):
+    with tuning_rows.trial({}):
         expected, _ = tuning_run.KERNEL.forward(problem, False)
     assert tuning_run.differs((found,), (expected,)) == ""
     assert "(stored by li-plugins tune)" in str(explain_maxsim(problem.queries, problem.documents))
@@ -67,14 +67,14 @@ def test_times_of_this_card_are_stored_by_the_command_and_used_by_another_proces
     stored = [row for row in found["rows"] if row["stored"]]
     assert all(row["gain"] >= 0.03 for row in stored)
     assert file.exists() == bool(stored)
-    tuning.forget()
+    tuning_rows.forget()
     assert dict(tuning_file.rows()) == {row["key"]: row["best"] for row in stored}
 
 
 def test_a_row_that_does_not_fit_the_card_does_not_cost_the_kernel(file, caplog):
     device = torch.device("cuda", torch.cuda.current_device())
     problem = tuning_run.problem_of(SHAPE._replace(width=128, dtype=torch.float16), device)
-    key = tuning.key("scores", tuning_run.sizes_of(problem), tuning_run.card_of(device))
+    key = tuning_rows.key("scores", tuning_run.sizes_of(problem), tuning_run.card_of(device))
     row = {"ROWS": 512, "BLOCK_N": 512, "documents": 1, "num_warps": 8, "num_stages": 8, "maxnreg": None}
     tuning_file.store({key: {"blocks": row, "measured": {}}})
     scores, _ = tuning_run.KERNEL.forward(problem, False)

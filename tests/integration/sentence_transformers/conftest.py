@@ -18,7 +18,7 @@ parity.LEAVES |= {"_maxsim_score_documents", "_maxsim_score_pairs"}
 # The library's own suite has an environment of its own; name the folder to run it.
 collect_ignore = ["upstream"]
 
-OURS = ("li_plugins", "test_st", "conftest")
+OURS = ("li_plugins", "test_st", "st_batches", "conftest")
 """Modules whose warnings stay errors."""
 
 _enabled = enabling("sentence-transformers", "sentence_transformers.util.similarity:maxsim")

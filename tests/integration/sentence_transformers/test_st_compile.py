@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from st_batches import CHUNKS, PUBLIC, Kind, pair, prefix
 from test_st_lists import ragged
-from test_st_scores import CHUNKS, PUBLIC, Kind, pair, prefix
 
 import li_plugins
 from li_plugins.ops import dispatch

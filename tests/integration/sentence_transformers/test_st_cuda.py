@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from sentence_transformers.util import similarity
+from st_batches import BOTH_GRADS, HALVES, KINDS, MASKS, PUBLIC, Kind, embeddings, pair, prefix
 from test_st_lists import LENGTHS, padded, ragged
-from test_st_scores import BOTH_GRADS, HALVES, KINDS, MASKS, PUBLIC, Kind, embeddings, pair, prefix
 
 from li_plugins.testing.parity import assert_parity
 

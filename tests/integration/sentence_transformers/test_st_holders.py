@@ -19,8 +19,8 @@ from sentence_transformers.multi_vector_encoder.scoring import (
     mean_colbert_scores,
 )
 from sentence_transformers.util import maxsim, maxsim_pairwise, similarity_fct_name
+from st_batches import embeddings
 from test_st_lists import ragged
-from test_st_scores import embeddings
 
 import li_plugins
 from li_plugins.testing.parity import call_unpatched

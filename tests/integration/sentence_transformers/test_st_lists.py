@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers.util import similarity
-from test_st_scores import BOTH_GRADS, HALVES, embeddings, forget_warnings, outcome
+from st_batches import BOTH_GRADS, HALVES, embeddings, forget_warnings, outcome
 from torch import Tensor
 
 import li_plugins

@@ -2,88 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from sentence_transformers.multi_vector_encoder import scoring
 from sentence_transformers.util import similarity
-from torch import Tensor
+from st_batches import BOTH_GRADS, CHUNKS, HALVES, KINDS, MASKS, PUBLIC, Kind, embeddings, pair, prefix
 
 from li_plugins.testing.parity import assert_parity, call_unpatched
-
-BOTH_GRADS = (True, True)
-HALVES = [torch.float32, torch.bfloat16, torch.float16]
-"""float64 has an oracle of its own: the library rounds its maxima to float32."""
-
-Masks = tuple[Tensor | None, Tensor | None]
-
-
-class Kind(NamedTuple):
-    """One of the functions, and the shape of its documents before their tokens, for so many queries and documents."""
-
-    name: str
-    leading: Callable[[int, int], tuple[int, ...]]
-
-    @property
-    def function(self) -> Callable[..., Tensor]:
-        # looked up in each test: nothing is patched when this module is collected
-        return getattr(scoring if "colbert" in self.name else similarity, self.name)
-
-    def __repr__(self) -> str:
-        return self.name
-
-
-CHUNKS = [
-    Kind("_maxsim_score_documents", lambda queries, documents: (documents,)),
-    Kind("_maxsim_score_pairs", lambda queries, documents: (queries,)),
-]
-PUBLIC = [
-    Kind("maxsim", lambda queries, documents: (documents,)),
-    Kind("maxsim_pairwise", lambda queries, documents: (queries,)),
-    Kind("colbert_scores", lambda queries, documents: (queries + 1, documents)),
-    Kind("colbert_scores_pairwise", lambda queries, documents: (queries,)),
-    Kind("colbert_kd_scores", lambda queries, documents: (queries, documents)),
-]
-KINDS = CHUNKS + PUBLIC
-
-MASKS: dict[str, Callable[[tuple[int, ...], tuple[int, ...]], Masks]] = {
-    "none": lambda q, d: (None, None),
-    "prefix": lambda q, d: (None, prefix(d)),
-    "holes": lambda q, d: (None, torch.rand(d) < 0.6),
-    "all masked": lambda q, d: (None, torch.zeros(d, dtype=torch.bool)),
-    "one masked": lambda q, d: (prefix(q), first_masked(d)),
-    "queries": lambda q, d: (prefix(q), None),
-    "both": lambda q, d: (prefix(q), torch.rand(d) < 0.6),
-    "weights": lambda q, d: (torch.rand(q), torch.rand(d).round()),
-    "negative weights": lambda q, d: (-torch.rand(q), -torch.rand(d)),
-    "int64": lambda q, d: (prefix(q).long(), (torch.rand(d) < 0.6).long()),
-    "uint8": lambda q, d: (None, (torch.rand(d) < 0.6).to(torch.uint8)),
-    "half weights": lambda q, d: (torch.rand(q).half(), torch.rand(d).half()),
-}
-
-
-def prefix(shape: tuple[int, ...]) -> Tensor:
-    """A mask of random lengths, one token at least."""
-    return torch.arange(shape[-1]) < torch.randint(1, shape[-1] + 1, shape[:-1])[..., None]
-
-
-def first_masked(shape: tuple[int, ...]) -> Tensor:
-    mask = torch.ones(shape, dtype=torch.bool)
-    mask[0] = False
-    return mask
-
-
-def embeddings(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.nn.functional.normalize(torch.randn(*shape), dim=-1).to(dtype)
-
-
-def pair(kind: Kind, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    return [embeddings(3, 5, 16, dtype=dtype), embeddings(*kind.leading(3, 4), 7, 16, dtype=dtype)]
-
 
 # Masks, shapes, dtypes
 
@@ -296,134 +224,6 @@ def test_the_scores_may_be_written_to() -> None:
         scores += 1
         scores.sum().backward()
         assert batch[0].grad is not None
-
-
-# The library's own voice
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=repr)
-def test_the_warning_of_documents_without_tokens_stays(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
-    batch = pair(kind)
-    mask = first_masked(tuple(batch[1].shape[:-1]))
-    said = []
-    for call in (kind.function, lambda *arguments: call_unpatched(kind.function, *arguments)):
-        forget_warnings()
-        caplog.clear()
-        with caplog.at_level("WARNING", logger="sentence_transformers"):
-            call(*batch, None, mask)
-        said.append([record.message for record in caplog.records if "scoreable token" in record.message])
-    assert said[0] == said[1]
-    assert len(said[0]) == 1
-    forget_warnings()
-    caplog.clear()
-    kind.function(*batch, None, torch.ones_like(mask))
-    assert not caplog.records
-
-
-def forget_warnings() -> None:
-    """Clear the cache behind ``warning_once``."""
-    logging.Logger.warning_once.cache_clear()  # type: ignore[attr-defined]
-
-
-def outcome(call: Callable[[], Any]) -> Any:
-    """Return the result, or the class and message of the exception."""
-    try:
-        return call()
-    except Exception as error:  # any: it is compared with the library's
-        return type(error), str(error)
-
-
-def q(*shape: int) -> Tensor:
-    return torch.ones(*shape)
-
-
-DECLINED: dict[str, tuple[str, tuple[Any, ...]]] = {
-    "no queries": ("maxsim", (q(0, 3, 8), q(2, 3, 8))),
-    "no documents": ("maxsim", (q(2, 3, 8), [])),
-    "no tokens": ("maxsim", (q(2, 3, 8), q(2, 0, 8))),
-    "no tokens in a chunk": ("_maxsim_score_documents", (q(2, 3, 8), q(2, 0, 8), None, None)),
-    "no tokens in pairs": ("_maxsim_score_pairs", (q(2, 3, 8), q(2, 0, 8), None, None)),
-    "other dimension": ("maxsim", (q(2, 3, 8), q(2, 3, 4))),
-    "a dimension that einsum broadcasts": ("_maxsim_score_documents", (q(2, 3, 1), q(2, 3, 4), None, None)),
-    "pairs that einsum broadcasts": ("_maxsim_score_pairs", (q(1, 3, 4), q(2, 3, 4), None, None)),
-    "other dtype": ("maxsim", (q(2, 3, 8), q(2, 3, 8).half())),
-    "int8": ("maxsim", (q(2, 3, 8).to(torch.int8), q(2, 3, 8).to(torch.int8))),
-    "rank 1": ("maxsim", (q(8), q(2, 3, 8))),
-    "rank 4": ("maxsim", (q(2, 3, 8), q(2, 2, 3, 8))),
-    "a number": ("maxsim", (3, q(2, 3, 8))),
-    "sparse": ("maxsim", (q(2, 3, 8).to_sparse(), q(2, 3, 8))),
-    "a mask of other tokens": ("maxsim", (q(2, 3, 8), q(2, 3, 8), None, q(2, 4))),
-    "a mask of one token": ("maxsim", (q(2, 3, 8), q(2, 3, 8), None, q(2, 1))),
-    "a mask of more queries": ("maxsim", (q(1, 3, 8), q(2, 3, 8), q(4, 3))),
-    "a mask of rank 1": ("maxsim", (q(2, 3, 8), q(2, 4, 8), q(3), None)),
-    "a mask that is a list": ("maxsim", (q(2, 3, 8), q(2, 4, 8), [q(3), q(2)], None)),
-    "a mask that is an array": ("maxsim", (q(2, 3, 8), q(2, 4, 8), np.ones((2, 3)), None)),
-    "a mask that is a number": ("maxsim", (q(2, 3, 8), q(2, 3, 8), 1.0)),
-    "a float64 mask": ("maxsim", (q(2, 3, 8), q(2, 3, 8), q(2, 3).double() / 3)),
-    "other numbers of pairs": ("maxsim_pairwise", (q(2, 3, 8), q(3, 3, 8))),
-    "a mask of one pair": ("maxsim_pairwise", (q(2, 3, 8), q(2, 4, 8), None, q(4))),
-    "groups of rank 3": ("colbert_scores", (q(2, 3, 8), q(2, 3, 8))),
-    "no groups": ("colbert_scores", (q(2, 3, 8), q(0, 2, 3, 8))),
-    "empty groups": ("colbert_scores", (q(2, 3, 8), q(2, 0, 3, 8))),
-    "a mask of fewer groups": ("colbert_scores", (q(2, 3, 8), q(2, 2, 3, 8), None, q(1, 2, 3))),
-    "no candidates": ("colbert_kd_scores", (q(2, 3, 8), q(2, 0, 3, 8))),
-    "candidates of other queries": ("colbert_kd_scores", (q(2, 3, 8), q(3, 2, 3, 8))),
-    "candidates of rank 3": ("colbert_kd_scores", (q(2, 3, 8), q(2, 3, 8))),
-}
-
-
-@pytest.mark.allow_fallback(reason="what MaxSim has no meaning for is the library's to answer")
-@pytest.mark.parametrize("case", DECLINED)
-def test_the_library_answers_what_is_not_ours(case: str, li_plugins_counts: Any) -> None:
-    name, arguments = DECLINED[case]
-    function = Kind(name, lambda *_: ()).function
-    ours = outcome(lambda: function(*arguments))
-    library = call_unpatched(outcome, lambda: function(*arguments))
-    if isinstance(library, Tensor):
-        assert (ours.dtype, ours.device, ours.shape) == (library.dtype, library.device, library.shape)
-        torch.testing.assert_close(ours, library)
-    else:
-        assert ours == library
-    assert any(target.endswith(f":{name}") for target in li_plugins_counts.declines)
-
-
-@pytest.mark.allow_fallback(reason="a mask with a gradient is the library's to differentiate")
-def test_a_mask_that_requires_a_gradient_gets_it() -> None:
-    mask = torch.rand(3, 4, requires_grad=True)
-    similarity.maxsim(embeddings(3, 4, 8), embeddings(5, 6, 8), mask).sum().backward()
-    assert mask.grad is not None
-    assert mask.grad.any()
-
-
-@pytest.mark.allow_fallback(reason="subclasses may give einsum a meaning of their own")
-def test_subclasses_reach_the_library() -> None:
-    seen = []
-
-    class Traced(Tensor):
-        @classmethod
-        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            seen.append(getattr(func, "__name__", ""))
-            return super().__torch_function__(func, types, args, kwargs or {})
-
-    similarity.maxsim(embeddings(2, 3, 8).as_subclass(Traced), embeddings(2, 3, 8))
-    assert "einsum" in seen
-
-
-@pytest.mark.allow_fallback(reason="the user's own function comes first")
-@pytest.mark.parametrize(
-    ("name", "called"),
-    [
-        ("_maxsim_score_documents", "maxsim"),
-        ("_maxsim_score_documents", "colbert_scores"),
-        ("_maxsim_score_pairs", "maxsim_pairwise"),
-        ("_maxsim_score_pairs", "colbert_kd_scores"),
-    ],
-)
-def test_a_user_who_replaces_a_function_is_heard(name: str, called: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = next(kind for kind in PUBLIC if kind.name == called)
-    original = getattr(similarity, name)
-    monkeypatch.setattr(similarity, name, lambda *arguments: original(*arguments).fill_(7.0))
-    assert kind.function(*pair(kind)).unique().tolist() == [7]
 
 
 # Seen from outside

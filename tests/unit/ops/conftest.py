@@ -10,6 +10,8 @@ from li_plugins import api
 from li_plugins.ops import dispatch
 from li_plugins.ops.maxsim import gather, small
 
+pytest.register_assert_rewrite("peaks", "refusal")
+
 
 @pytest.fixture(autouse=True)
 def _fresh_plans(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

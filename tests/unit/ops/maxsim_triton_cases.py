@@ -11,10 +11,12 @@ from importlib import import_module
 
 import pytest
 import torch
+import views
 
 from li_plugins.ops.masks import MaskRule
 from li_plugins.ops.maxsim.problem import Layout
 from li_plugins.ops.maxsim.reference import KERNEL as REFERENCE
+from li_plugins.ops.maxsim.tuning_sizes import Card, Sizes
 from li_plugins.testing.maxsim_cases import LAYOUTS, RULES, check_kernel, poisoned_memory
 from li_plugins.testing.maxsim_cases import random_problem as random_problem_on
 
@@ -140,8 +142,8 @@ def test_a_program_scores_several_documents_one_after_the_other(layout, monkeypa
 
 
 def test_programs_fill_the_rounds_that_a_card_runs():
-    card = tuning.Card(90, 132, 232_448)
-    sizes = tuning.Sizes("CROSS", False, 2, 128, 256, 32, 512, 180)
+    card = Card(90, 132, 232_448)
+    sizes = Sizes("CROSS", False, 2, 128, 256, 32, 512, 180)
     chosen = tuning.forward(sizes, True, card)
     programs = tuning.tiles(chosen.blocks, 256, 32) * -(-512 // chosen.documents)
     assert chosen.documents > 1
@@ -329,16 +331,7 @@ def test_no_pairs():
     check_kernel(KERNEL, replace(problem, pair_queries=nobody, pair_documents=nobody))
 
 
-@pytest.mark.parametrize(
-    "view",
-    [
-        lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
-        lambda x: torch.stack([x, x], -1)[..., 0],
-        lambda x: torch.cat([x, x], 1)[:, : x.shape[1]],
-        lambda x: torch.cat([x.new_zeros(3), x.flatten()])[3:].view(x.shape),
-    ],
-    ids=["transposed", "sparse last dimension", "sliced", "not aligned"],
-)
+@pytest.mark.parametrize("view", views.STRIDED.values(), ids=views.STRIDED)
 def test_memory_of_any_layout(view):
     problem = random_problem(Layout.CROSS, RULES[1], queries=2, documents=2, weights=torch.float32)
     strided = {

@@ -10,10 +10,12 @@ from importlib import import_module
 
 import pytest
 import torch
+import views
 from torch import Tensor
 
 from li_plugins.ops.masks import MaskRule
 from li_plugins.ops.maxsim.problem import Layout
+from li_plugins.ops.maxsim.tuning_sizes import Card
 from li_plugins.ops.smooth_maxsim.problem import SmoothProblem
 from li_plugins.ops.smooth_maxsim.reference import KERNEL as REFERENCE
 from li_plugins.testing.maxsim_cases import assert_close, poisoned_memory
@@ -215,7 +217,7 @@ def _shared(visits: int, wanted: int) -> tuple[int, int]:
 
 
 def test_tiles_are_shared_until_they_fill_a_card():
-    card = maxsim_tuning.Card(90, 132, 232_448)
+    card = Card(90, 132, 232_448)
     assert tuning.parts(32, 64, card) == (8, 8)
     assert tuning.parts(1000, 64, card) == (1, 64)
     assert tuning.parts(1, 3, card) == (3, 1)
@@ -307,16 +309,7 @@ def test_nothing_to_score(layout, sizes, dtype):
     check(random_problem(layout, dtype=dtype, **{"queries": 1, "documents": 2, **sizes}))
 
 
-@pytest.mark.parametrize(
-    "view",
-    [
-        lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
-        lambda x: torch.stack([x, x], -1)[..., 0],
-        lambda x: torch.cat([x, x], 1)[:, : x.shape[1]],
-        lambda x: torch.cat([x.new_zeros(3), x.flatten()])[3:].view(x.shape),
-    ],
-    ids=["transposed", "sparse last dimension", "sliced", "not aligned"],
-)
+@pytest.mark.parametrize("view", views.STRIDED.values(), ids=views.STRIDED)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=by_name)
 def test_memory_of_any_layout(layout, view):
     problem = random_problem(layout, queries=2, documents=2)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
+import peaks
 import pytest
 
 LIMITS = {
@@ -43,39 +39,21 @@ LIMITS = {
 }
 """Steps, and between how many MiB their peak lies; the first shows that the measurement sees what it is for."""
 
-CODE = """
-import json, sys
-from pathlib import Path
+SETUP = """
 import torch
 from li_plugins.ops import MaskRule, maxsim, maxsim_packed, smooth_maxsim
 
-def status(key):
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) / 1024
-
-def peak_of(step):
-    step(slice(4))  # what threads and libraries allocate once
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    before = status("VmRSS")
-    step(slice(None))
-    return status("VmHWM") - before
-
 queries, documents = torch.randn(64, 32, 64), torch.randn(256, 180, 64)  # 0.5 and 11 MiB; the grid has 360
 mask = torch.arange(180) < torch.randint(60, 181, (256, 1))
-steps = json.loads(sys.argv[1])
-print(json.dumps({name: peak_of(eval("lambda part: " + step)) for name, step in steps.items()}))
 """
 
 
 @pytest.fixture(scope="module")
-def peaks() -> dict[str, float]:
-    steps = json.dumps({name: step for name, (step, _) in LIMITS.items()})
-    command = [sys.executable, "-c", CODE, steps]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=280).stdout)
+def found() -> dict[str, float]:
+    return peaks.measured(SETUP, LIMITS)
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the high-water mark is read from Linux's /proc")
+@peaks.measurable
 @pytest.mark.parametrize("name", LIMITS)
-def test_peak(name: str, peaks: dict[str, float]) -> None:
-    low, high = LIMITS[name][1]
-    assert low - 1 <= peaks[name] <= high  # Linux counts pages in batches: a peak may read a little below its start
+def test_peak(name: str, found: dict[str, float]) -> None:
+    peaks.check(name, found, LIMITS)

@@ -13,10 +13,10 @@ import torch
 pytest.importorskip("triton")
 
 from li_plugins.errors import BadInput
-from li_plugins.ops.maxsim import tuning, tuning_file, tuning_run, tuning_search, tuning_text
+from li_plugins.ops.maxsim import tuning, tuning_file, tuning_rows, tuning_run, tuning_search, tuning_text
 from li_plugins.ops.maxsim.reference import KERNEL as REFERENCE
-from li_plugins.ops.maxsim.tuning import Card, Sizes
 from li_plugins.ops.maxsim.tuning_search import Outcome, Trial
+from li_plugins.ops.maxsim.tuning_sizes import Card, Sizes
 
 CARD = Card(90, 132, 232_448)
 SIZES = Sizes("CROSS", False, 2, 128, 256, 32, 512, 180)
@@ -30,15 +30,15 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The rows of this test, and of no other."""
     path = tmp_path / "cache" / "rows.json"
     monkeypatch.setenv("LI_PLUGINS_TUNING", str(path))
-    tuning.forget()
+    tuning_rows.forget()
     yield path
-    tuning.forget()
+    tuning_rows.forget()
 
 
 def put(**rows: object) -> None:
-    keys = {phase: tuning.key(phase, SIZES, CARD) for phase in rows}
+    keys = {phase: tuning_rows.key(phase, SIZES, CARD) for phase in rows}
     tuning_file.store({keys[phase]: row and {"blocks": row, "measured": {}} for phase, row in rows.items()})
-    tuning.forget()
+    tuning_rows.forget()
 
 
 def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -122,7 +122,7 @@ def test_a_file_that_makes_no_sense_is_named_once_and_left_alone(
     (warning,) = warned(caplog)
     assert str(file) in warning
     assert "move the file away" in warning
-    with tuning.trial({}):
+    with tuning_rows.trial({}):
         assert tuning.forward(SIZES, False, CARD) == builtin
     with pytest.raises(BadInput, match="move the file away"):
         tuning_file.store({"a": {"blocks": {"x": 1}}})
@@ -142,16 +142,16 @@ def test_where_nothing_can_be_stored(file: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_key_is_shared_within_powers_of_two() -> None:
-    key = tuning.key("scores", SIZES, CARD)
+    key = tuning_rows.key("scores", SIZES, CARD)
     alike = SIZES._replace(queries=200, documents=257, document_length=129)
-    assert tuning.key("scores", alike, CARD) == key
-    assert tuning.key("scores", SIZES._replace(queries=300, query_length=20), CARD) == key
+    assert tuning_rows.key("scores", alike, CARD) == key
+    assert tuning_rows.key("scores", SIZES._replace(queries=300, query_length=20), CARD) == key
     others = [
-        tuning.key("winners", SIZES, CARD),
-        tuning.key("scores", SIZES, CARD._replace(capability=80)),
-        tuning.key("scores", SIZES, CARD._replace(processors=114)),
+        tuning_rows.key("winners", SIZES, CARD),
+        tuning_rows.key("scores", SIZES, CARD._replace(capability=80)),
+        tuning_rows.key("scores", SIZES, CARD._replace(processors=114)),
         *(
-            tuning.key("scores", SIZES._replace(**change), CARD)
+            tuning_rows.key("scores", SIZES._replace(**change), CARD)
             for change in (
                 {"layout": "CANDIDATES"}, {"is_packed": True}, {"element_size": 4}, {"width": 96}, {"queries": 257},
                 {"query_length": 33, "queries": 240}, {"documents": 513}, {"document_length": 257},
@@ -181,13 +181,13 @@ def test_rows_are_ignored_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
     put(scores=FORWARD)
     assert tuning.forward(SIZES, False, CARD) != builtin
     monkeypatch.setenv("LI_PLUGINS_TUNING", "0")
-    tuning.forget()
+    tuning_rows.forget()
     assert tuning.forward(SIZES, False, CARD) == builtin
 
 
 def test_a_row_for_fewer_documents_than_it_takes_at_once() -> None:
     few = SIZES._replace(documents=3)
-    with tuning.trial({tuning.key("scores", few, CARD): FORWARD}):
+    with tuning_rows.trial({tuning_rows.key("scores", few, CARD): FORWARD}):
         assert tuning.forward(few, False, CARD).documents == 3
 
 
@@ -206,8 +206,8 @@ def test_a_built_in_choice_survives_being_stored(layout: str, lengths: tuple[int
                 ):
                     chosen = choose(sizes)
                     row = tuning.as_row(chosen)
-                    assert tuple(sorted(row)) == tuple(sorted(tuning.FIELDS[phase]))
-                    with tuning.trial({tuning.key(phase, sizes, CARD): row}):
+                    assert tuple(sorted(row)) == tuple(sorted(tuning_rows.FIELDS[phase]))
+                    with tuning_rows.trial({tuning_rows.key(phase, sizes, CARD): row}):
                         assert choose(sizes) == chosen
 
 
@@ -245,7 +245,7 @@ def test_a_row_that_cannot_be_built_does_not_cost_the_kernel(
     assert "OutOfResources: shared memory" in warning
     # without rows, and while rows are tried, it is for the caller
     put(scores=FORWARD)
-    with tuning.trial({tuning.key("scores", SIZES, CARD): FORWARD}), pytest.raises(failure):
+    with tuning_rows.trial({tuning_rows.key("scores", SIZES, CARD): FORWARD}), pytest.raises(failure):
         kernel.forward(None, False)
 
 
