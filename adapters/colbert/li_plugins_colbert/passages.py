@@ -14,12 +14,16 @@ from colbert.infra.run import Run
 from torch import Tensor
 
 from li_plugins.api import Decline
+from li_plugins_colbert import trimmed
 from li_plugins_colbert._config import unserved
 
 KEPT = "_li_plugins_kept"
 """Where an encoder has the embeddings of the sample until the next call."""
 MOST_PASSAGES = 25_000
 """The library's chunk: beyond, its second encoding cuts other batches than the first, with other roundings."""
+CHECKPOINT = "colbert.modeling.checkpoint", "Checkpoint"
+KEYS_OF_OTHERS = frozenset({"docFromText", "doc"})
+"""Methods that somebody may have replaced on a checkpoint: they are called as the library calls them."""
 
 
 class Kept(NamedTuple):
@@ -47,21 +51,29 @@ def encode_passages(self: Any, passages: list[str]) -> tuple[Tensor, list[int]] 
     step = self.config.index_bsize * 50
     with torch.inference_mode():
         for start in range(0, len(passages), step):
-            tokens, counts = self.checkpoint.docFromText(
-                passages[start : start + step],
-                bsize=self.config.index_bsize,
-                keep_dims="flatten",
-                showprogress=True,
-                pool_factor=self.config.pool_factor,
-                clustering_mode=self.config.clustering_mode,
-                protected_tokens=self.config.protected_tokens,
-            )
+            tokens, counts = _encode(self, passages[start : start + step])
             embeddings.append(tokens)
             lengths.extend(counts)
         result = torch.cat(embeddings)
         if kept is None and len(passages) <= MOST_PASSAGES:
             setattr(self, KEPT, Kept(list(passages), result.half(), list(lengths)))
     return result, lengths
+
+
+def _encode(encoder: Any, passages: list[str]) -> tuple[Tensor, list[int]]:
+    checkpoint, config = encoder.checkpoint, encoder.config
+    usual = (type(checkpoint).__module__, type(checkpoint).__qualname__) == CHECKPOINT
+    if usual and not KEYS_OF_OTHERS & vars(checkpoint).keys() and config.pool_factor == 1:
+        return trimmed.encode(checkpoint, passages, config.index_bsize)
+    return checkpoint.docFromText(
+        passages,
+        bsize=config.index_bsize,
+        keep_dims="flatten",
+        showprogress=True,
+        pool_factor=config.pool_factor,
+        clustering_mode=config.clustering_mode,
+        protected_tokens=config.protected_tokens,
+    )
 
 
 def explain_encode_passages(self: Any, passages: list[str]) -> object:

@@ -124,6 +124,41 @@ def test_the_sample_is_not_encoded_twice(checkpoint: Path, tmp_path: Path, texts
         assert torch.equal(other, ours.encode_passages(texts[::-1])[0])
 
 
+def test_passages_are_encoded_no_wider_than_they_are(
+    checkpoint: Path, tmp_path: Path, texts: list[str], library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [*texts, "", "!", "bat", texts[3] * 9]
+    ours = encoder(checkpoint, tmp_path)
+    ours.config.configure(index_bsize=7)
+    with library():
+        expected, lengths = ours.encode_passages(texts)
+    widths: list[int] = []
+    own = type(ours.checkpoint).doc
+
+    def doc(self: Any, ids: torch.Tensor, *arguments: Any, **keywords: Any) -> Any:
+        widths.append(ids.shape[1])
+        return own(self, ids, *arguments, **keywords)
+
+    monkeypatch.setattr(type(ours.checkpoint), "doc", doc)
+    found, counts = ours.encode_passages(texts)
+    assert counts == lengths
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert widths == sorted(widths)
+    assert widths[0] < widths[-1] / 2
+
+
+def test_one_passage_and_pooled_ones(checkpoint: Path, tmp_path: Path, texts: list[str], library: Library) -> None:
+    for passages, settings in ((texts[:1], {}), (texts, {"pool_factor": 2})):
+        ours = encoder(checkpoint, tmp_path)
+        ours.config.configure(**settings)
+        with library():
+            expected, lengths = ours.encode_passages(passages)
+        found, counts = ours.encode_passages(passages)
+        assert counts == lengths
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.allow_fallback(reason="there is nothing to encode")
 def test_no_passage(checkpoint: Path, tmp_path: Path) -> None:
     assert encoder(checkpoint, tmp_path).encode_passages([]) == (None, None)

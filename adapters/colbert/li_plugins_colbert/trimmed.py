@@ -1,0 +1,41 @@
+"""Passages through colbert-ai's encoder, no wider than they are.
+
+The library pads all passages of a chunk to the longest of them, sorts them by length and cuts batches: those of short
+passages are mostly padding, which the encoder computes and the mask then drops.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+
+def encode(checkpoint: Any, passages: list[str], bsize: int) -> tuple[Tensor, list[int]]:
+    """Return the embeddings ``[T, dim]`` of passages one after the other, and how many tokens each has.
+
+    As ``Checkpoint.docFromText(passages, bsize, keep_dims="flatten")`` without pooling; attention ignores padding, so
+    that only its roundings change with the width.
+
+    Parameters
+    ----------
+    checkpoint
+        The library's ``Checkpoint``.
+    passages
+        At least one.
+    bsize
+        Passages in a batch.
+    """
+    batches, order = checkpoint.doc_tokenizer.tensorize(passages, bsize=bsize)
+    rows, counts = [], []
+    for ids, attention in tqdm(batches):
+        width = int((attention != 0).any(0).nonzero().max()) + 1
+        embeddings, mask = checkpoint.doc(ids[:, :width], attention[:, :width], keep_dims="return_mask")
+        kept = mask.squeeze(-1)
+        rows.append(embeddings[kept].cpu())
+        counts.append(kept.sum(-1).cpu())
+    lengths = torch.cat(counts)
+    parts = torch.cat(rows).split(lengths.tolist())
+    return torch.cat([parts[place] for place in order.tolist()]), lengths[order].tolist()
