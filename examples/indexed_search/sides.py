@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,9 +56,10 @@ def run(job: Job, title: str, shown: Progress, log: Path) -> Done:
         said = f"its process ended with {process.exitcode}; what it printed is in {log}"
         raise DemoError(f"{title}: {said}") from None
     finally:
+        process.join(timeout=0 if sys.exc_info()[0] else 30)
         if process.is_alive():
-            process.terminate() if begun < count - 1 else process.join(30)
-        process.join()
+            process.terminate()
+            process.join()
 
 
 STAGES = (LOADING, *BUILDING.values(), OPENING, SEARCHING)
