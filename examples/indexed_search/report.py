@@ -16,8 +16,7 @@ from rich import box
 from rich.table import Table
 
 from indexed_search.agreement import Agreement
-from indexed_search.sides import STAGES
-from indexed_search.worker import BUILDING, Done
+from indexed_search.worker import BUILDING, STAGES, Done
 
 OFF, ON = "colbert-ai", "colbert-ai + li-plugins"
 NDCG_LIMIT = 0.02

@@ -11,7 +11,7 @@ from pathlib import Path
 from retrieval_demo.errors import DemoError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from indexed_search.worker import BUILDING, LOADING, OPENING, SEARCHING, Done, Job, work
+from indexed_search.worker import BUILDING, Done, Job, work
 
 
 @contextmanager
@@ -60,6 +60,3 @@ def run(job: Job, title: str, shown: Progress, log: Path) -> Done:
         if process.is_alive():
             process.terminate()
             process.join()
-
-
-STAGES = (LOADING, *BUILDING.values(), OPENING, SEARCHING)

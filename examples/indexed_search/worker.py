@@ -22,6 +22,7 @@ BUILDING = {
     "finalize": "invert the file",
 }
 """Stages of a build by the method of colbert-ai's ``CollectionIndexer`` that does them."""
+STAGES = (LOADING, *BUILDING.values(), OPENING, SEARCHING)
 EXPERIMENT = "demo"
 
 Ranking = tuple[list[int], list[float]]

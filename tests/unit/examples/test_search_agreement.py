@@ -5,8 +5,7 @@ import math
 import pytest
 from indexed_search import agreement, report
 from indexed_search.agreement import TIE, compare
-from indexed_search.sides import STAGES
-from indexed_search.worker import Done
+from indexed_search.worker import STAGES, Done
 from retrieval_demo.collection import Collection
 
 
