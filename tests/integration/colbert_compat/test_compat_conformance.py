@@ -11,7 +11,13 @@ from li_plugins.testing.conformance import Conformance
 @pytest.mark.switches
 class TestColbertCompat(Conformance):
     adapter = "colbert-compat"
-    preload = ("torch", "transformers.models.bert.modeling_bert", "torch.utils.cpp_extension", "faiss")
+    preload = (
+        "torch.utils.cpp_extension",
+        *(f"transformers.models.{m}.modeling_{m}" for m in ("bert", "roberta", "xlm_roberta", "electra", "deberta_v2")),
+        "faiss",
+        "scipy.sparse",
+        "gitdb",
+    )
 
 
 @pytest.mark.switches
