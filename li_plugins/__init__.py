@@ -36,6 +36,7 @@ def enable_all(*, strict: bool | None = None, propagate: bool = False) -> Status
 
     What is imported already is patched now, what is being imported when it is ready, what comes later when it comes.
     Nothing is imported for you. Calling it again changes nothing. ``LI_PLUGINS=0`` in the environment wins over it.
+    An opt-in adapter, ``colbert-compat``, is for ``enable`` alone.
 
     Parameters
     ----------

@@ -115,7 +115,7 @@ def run(adapters: str | None, is_module: bool, program: str, arguments: tuple[st
     """
     if not is_module and not os.path.exists(program):
         raise click.UsageError(f"there is no file {program!r}; to run a module say: run -m {program}")
-    from li_plugins.host.config import Config
+    from li_plugins.host.config import Config, spelled
     from li_plugins.host.session import SESSION
 
     asked = Config.read({"LI_PLUGINS": adapters}) if adapters is not None else Config.read()
@@ -124,9 +124,11 @@ def run(adapters: str | None, is_module: bool, program: str, arguments: tuple[st
     if "off" in (asked.switch, Config.read().switch):
         os.environ["LI_PLUGINS"] = "0"
     else:
-        names = asked.names if asked.switch == "some" else None
-        SESSION.enable(names)  # an unknown name ends here, before the environment is touched
-        os.environ["LI_PLUGINS"] = "1" if names is None else ",".join(names)
+        everything = asked.switch != "some"
+        SESSION.enable(asked.names)  # an unknown name ends here, before the environment is touched
+        if everything:
+            SESSION.enable()
+        os.environ["LI_PLUGINS"] = spelled(everything, asked.names)
     return Program(program, arguments, is_module)
 
 

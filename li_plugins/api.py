@@ -53,7 +53,9 @@ class Target:
     path
         ``"module:qualified.name"`` in the module that *defines* it.
     replacement
-        ``"module:function"``. Its leading parameters are the target's, by name and kind; extra ones have defaults.
+        ``"module:function"``. Its leading parameters are the target's, by name and kind; extra ones have defaults. A
+        keyword-only ``original=None`` among those extra ones is always given the library's own function: for what is
+        done around it.
     bodies
         Known bodies: release (for people) to fingerprint (for the gate), as ``li-plugins fingerprint`` prints them.
     explain
@@ -110,6 +112,9 @@ class Adapter:
     since
         The library's first release that has what is patched; an older one counts as absent, without a warning. Empty:
         what is older than ``requires`` is untested.
+    opt_in
+        Only whoever names the adapter gets it: ``enable_all()`` and ``LI_PLUGINS=1`` pass it by. For what changes the
+        library's answers on purpose, such as mended bugs.
     """
 
     name: str
@@ -117,6 +122,7 @@ class Adapter:
     targets: Sequence[Target]
     summary: str = ""
     since: str = ""
+    opt_in: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,8 @@ def libraries_table() -> str:
     """Return one row for each built-in adapter: its library and what of it is patched."""
     rows = ["| `enable(...)` | tested releases | what runs on the shared kernels |", "|---|---|---|"]
     for adapter in built_in_adapters():
-        rows.append(f"| `{adapter.name}` | `{adapter.requires}` | {adapter.summary.partition(': ')[2]} |")
+        name = f"`{adapter.name}` (opt-in)" if adapter.opt_in else f"`{adapter.name}`"
+        rows.append(f"| {name} | `{adapter.requires}` | {adapter.summary.partition(': ')[2]} |")
     return "\n".join(rows)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
@@ -30,7 +30,7 @@ VARIABLES = (
         "`1`, `0`, or names: `pylate,colpali`",
         "unset",
         "Enables all adapters, or the named ones, at the end of `import torch`; `0` keeps everything off, "
-        "whatever the code asks for.",
+        "whatever the code asks for. An opt-in adapter has to be named: `1,colbert-compat`.",
     ),
     Variable(
         "LI_PLUGINS_STRICT",
@@ -104,7 +104,7 @@ class Config:
     switch
         What ``LI_PLUGINS`` says: ``"unset"``, ``"off"``, ``"all"``, or ``"some"`` adapters, those in ``names``.
     names
-        The adapters that ``LI_PLUGINS`` names.
+        The adapters that ``LI_PLUGINS`` names; beside ``"all"``, which has no opt-in adapter, those that come on top.
     strict, untested
         See ``VARIABLES``.
     log
@@ -158,10 +158,16 @@ def _parse_switch(text: str) -> tuple[Switch, tuple[str, ...]]:
     word = text.strip().lower()
     if word in _NO:
         return "off", ()
-    if word in (*_YES, "all"):
-        return "all", ()
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    adapters = tuple(name for name in names if name.lower() not in (*_YES, "all"))
+    if len(adapters) < len(names):
+        return "all", adapters
     return ("some", names) if names else ("unset", ())
+
+
+def spelled(everything: bool, names: Iterable[str]) -> str:
+    """Return what ``LI_PLUGINS`` says for all adapters, or only the named ones, as ``Config.read`` reads it."""
+    return ",".join([*(["1"] if everything else []), *dict.fromkeys(names)])
 
 
 def _parse_flag(environ: Mapping[str, str], variable: str, problems: list[BadInput]) -> bool:

@@ -53,7 +53,7 @@ class Seat:
         if self.state == "armed":
             return "its module is not imported yet"
         if self.state == "off":
-            return "not enabled"
+            return "not enabled: only by name" if self.desk.adapter.opt_in else "not enabled"
         declined = "; ".join(f"declined {times}x: {why}" for why, times in self.declines.most_common())
         untested = f"untested release {self.desk.release.version}"
         return "; ".join(filter(None, [untested if self.desk.release.state == "untested" else "", declined]))

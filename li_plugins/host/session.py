@@ -13,7 +13,7 @@ from types import ModuleType
 
 from li_plugins.errors import LiPluginsError, PatchRefused, PluginBroken, RestoreRefused, UnknownAdapter
 from li_plugins.host import patch
-from li_plugins.host.config import Config, set_up_logging
+from li_plugins.host.config import Config, set_up_logging, spelled
 from li_plugins.host.discovery import CONTAINED, Discovery
 from li_plugins.host.ledger import Desk, Seat
 from li_plugins.host.names import dotted, load
@@ -51,7 +51,7 @@ class Session:
     def enable(
         self, names: Sequence[str] | None = None, *, strict: bool | None = None, propagate: bool = False
     ) -> Status:
-        """Enable the named adapters, or all of them when ``names`` is ``None``; see ``li_plugins.enable``."""
+        """Enable the named adapters, or all but opt-in ones when ``names`` is ``None``; see ``li_plugins.enable``."""
         discovery = self._discover()
         if discovery is None:
             self._postponed.append(partial(self.enable, names, strict=strict, propagate=propagate))
@@ -64,7 +64,8 @@ class Session:
         if config.switch == "off":
             self._tell(logging.INFO, SWITCHED_OFF)
         else:
-            for name in discovery.adapters if names is None else names:
+            everything = (name for name, offer in discovery.adapters.items() if not offer.adapter.opt_in)
+            for name in everything if names is None else names:
                 failures += self._enable(name, explicit=names is not None)
             if propagate:
                 self._propagate(names)
@@ -88,7 +89,10 @@ class Session:
                 f"LI_PLUGINS={','.join(config.names)}: {error}", logging.DEBUG if config.strict else logging.WARNING
             )
         known = [name for name in config.names if name in discovery.adapters]
-        self.enable(None if config.switch == "all" else known)
+        if config.switch == "all":
+            self.enable()
+        if known or config.switch == "some":
+            self.enable(known)
         if config.strict and unknown:
             raise unknown[0]
 
@@ -340,11 +344,16 @@ class Session:
 
     def _propagate(self, names: Sequence[str] | None) -> None:
         """Set ``LI_PLUGINS`` for child processes, never to less than it says."""
+        assert self._discovery is not None
         with self._lock:
             found = os.environ.get("LI_PLUGINS")
             config = Config.read()
             everything = names is None or config.switch == "all"
-            value = "1" if everything else ",".join(dict.fromkeys([*config.names, *(names or ())]))
+            named = [*config.names, *(names or ())]
+            if everything:
+                opt_in = [name for name, offer in self._discovery.adapters.items() if offer.adapter.opt_in]
+                named = [name for name in named if name in opt_in]
+            value = spelled(everything, named)
             former = self._propagated[0] if self._propagated else found
             os.environ["LI_PLUGINS"] = value
             self._propagated = (former, value)

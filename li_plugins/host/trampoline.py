@@ -8,12 +8,14 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from inspect import CO_VARARGS, CO_VARKEYWORDS
+from functools import partial
+from inspect import CO_VARARGS, CO_VARKEYWORDS, Parameter
 from itertools import count
 from types import CodeType
 from typing import Any
 
 from li_plugins.api import Decline
+from li_plugins.host.fingerprint import parameters
 
 logger = logging.getLogger("li_plugins")
 
@@ -73,6 +75,8 @@ class Seam:
         self, replacement: Callable[..., Any], original: Callable[..., Any], on_decline: Callable[[str], None]
     ) -> Counters:
         """Say what runs from now on; return fresh counters for it."""
+        if _goes_around(replacement, original):
+            replacement = partial(replacement, original=original)
         self.replacement, self.original, self.on_decline = replacement, original, on_decline
         self.counters = Counters()
         self.is_traced = is_traced()
@@ -108,6 +112,15 @@ class Seam:
                 self.on_decline(reason)
             except Exception:  # a report that fails must not break the call that it reports
                 logger.exception("li_plugins: the report of a decline failed: %s", reason)
+
+
+def _goes_around(replacement: Callable[..., Any], original: Callable[..., Any]) -> bool:
+    """Tell whether a replacement has a keyword-only ``original`` of its own: it wants the library's function."""
+    wanted, known = (
+        {parameter.name for parameter in parameters(fn) or () if parameter.kind is Parameter.KEYWORD_ONLY}
+        for fn in (replacement, original)
+    )
+    return "original" in wanted and "original" not in known
 
 
 def _never() -> bool:

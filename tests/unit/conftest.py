@@ -84,10 +84,12 @@ class Site:
         version: str = "1.5",
         library: str = LIBRARY,
         replacements: str = REPLACEMENTS,
+        fields: str = "",
     ) -> None:
         """Write a library called ``<name>lib`` with an adapter ``name`` for it, distributions included.
 
         By default it has the targets ``score``, with a dry run, and ``Scorer.__call__`` in ``<name>lib.scores``.
+        ``fields`` are further ones of the adapter: ``", opt_in=True"``.
         """
         self.module(f"{name}lib.scores", library)
         self.distribution(f"{name}lib", version)
@@ -102,7 +104,7 @@ class Site:
             f"""
             @hookimpl
             def li_plugins_adapters():
-                return [Adapter("{name}", "{requires or name + "lib>=1,<2"}", [{targets}])]
+                return [Adapter("{name}", "{requires or name + "lib>=1,<2"}", [{targets}]{fields})]
             """,
         )
 

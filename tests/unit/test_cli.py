@@ -129,6 +129,14 @@ def test_run_enables_the_named_adapters_only(site, program):
     assert (found["score"], found["variable"]) == ("ours", "1")
 
 
+def test_run_enables_an_opt_in_adapter_by_name(site, program):
+    site.adapter("mend", fields=", opt_in=True")
+    code = "import mendlib.scores, os, sys; print(mendlib.scores.score(1)[0], os.environ['LI_PLUGINS'])"
+    site.module("mended", code)
+    for asked, expected in (("1", "library 1"), ("mend", "ours mend"), ("1,mend", "ours 1,mend")):
+        assert run(site, "run", "--adapters", asked, "mended.py").stdout.strip() == expected
+
+
 def test_zero_in_the_environment_beats_run(site, program):
     _, found = outcome(run(site, "run", program, LI_PLUGINS="0"))
     assert (found["score"], found["variable"]) == ("library", "0")

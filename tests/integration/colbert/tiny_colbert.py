@@ -23,7 +23,7 @@ def write(folder: Path, dim: int = 64) -> Path:
     base.mkdir(parents=True)
     vocabulary = [*SPECIAL, *string.punctuation, *WORDS]
     (base / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
-    BertTokenizerFast(vocab_file=str(base / "vocab.txt"), model_max_length=64).save_pretrained(base)
+    BertTokenizerFast.from_pretrained(base, model_max_length=64).save_pretrained(base)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -39,6 +39,8 @@ def test_defaults():
         (" ALL ", "all", ()),
         ("pylate", "some", ("pylate",)),
         ("pylate, colpali,,pylate", "some", ("pylate", "colpali")),
+        ("1,colbert-compat", "all", ("colbert-compat",)),
+        ("colbert-compat, ALL", "all", ("colbert-compat",)),
     ],
 )
 def test_the_switch_reads_as_people_write_it(value, switch, names):

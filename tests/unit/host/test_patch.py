@@ -418,3 +418,35 @@ def test_a_spawned_child_runs_the_library_until_it_patches(lib, site, patched):
     pickled = pickle.dumps(functools.partial(lib.score, 1))
     done = site.python(f"import pickle; print(pickle.loads({pickled!r})()[0])")
     assert done.stdout == "library\n", done.stderr
+
+
+# Around the library's own function.
+
+
+def test_a_replacement_may_run_the_original_inside_itself(lib, patched):
+    def around(queries, documents=2, *, scale=1.0, original=None):
+        return ("around", original(queries, documents, scale=scale))
+
+    record = patched("lib.core:score", around)
+    assert lib.score(1, scale=3.0) == ("around", ("library", 1, 2, 3.0))
+    assert record.counters.calls == 1
+    assert record.counters.declines == {}
+    patch.undo(record)
+    assert lib.score(1) == ("library", 1, 2, 1.0)
+
+
+def test_the_original_of_a_class_method_takes_the_class(lib, patched):
+    patched("lib.core:Model.load", lambda cls, x, *, original=None: ("around", original(cls, x)))
+
+    class Heir(lib.Model):
+        pass
+
+    assert Heir.load(1) == ("around", ("library", "Heir", 1))
+
+
+def test_a_parameter_of_the_library_that_is_called_original_stays_its_own(site, patched):
+    site.module("named", "def f(x, *, original=3):\n    return x, original")
+    named = importlib.import_module("named")
+    patched("named:f", lambda x, *, original=3: ("ours", x, original))
+    assert named.f(1) == ("ours", 1, 3)
+    assert named.f(1, original=5) == ("ours", 1, 5)

@@ -314,3 +314,17 @@ def test_threads_that_call_compiled_code_while_others_patch(user, lib, patched, 
         sys.setswitchinterval(interval)
     assert compiled(*ones) == THEIRS
     assert not [name for name in vars(lib) if name.startswith("__li_plugins")]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_replacement_around_the_original_is_traced_with_it(user, patched, score, ones, backend):
+    def around(queries, documents, mask=None, *, original=None):
+        return original(queries, documents, mask) + 99
+
+    compiled = Compiled(user.by_value, backend)
+    assert compiled(*ones) == THEIRS
+    record = patched(score, around)
+    assert [compiled(*ones) for _ in range(3)] == [OURS] * 3
+    assert compiled.graphs == 2
+    patch.undo(record)
+    assert compiled(*ones) == THEIRS

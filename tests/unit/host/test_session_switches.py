@@ -122,6 +122,57 @@ def test_propagate_sets_the_variable_for_children_and_disable_takes_it_back(site
     assert os.environ["LI_PLUGINS"] == "mine"
 
 
+def test_an_opt_in_adapter_is_for_those_who_name_it(site, session):
+    site.adapter("fake")
+    site.adapter("mend", fields=", opt_in=True")
+    scores("fakelib"), scores("mendlib")
+    session.enable()
+    assert states(session)["score"] == "patched"
+    assert states(session, "mend")["score"] == "off"
+    assert rows(session.status(), "mend")["score"].reason == "not enabled: only by name"
+    session.enable(["mend"])
+    assert states(session, "mend")["score"] == "patched"
+    session.disable()
+    assert states(session, "mend")["score"] == "off"
+
+
+@pytest.mark.parametrize(
+    ("value", "fake", "mend"),
+    [
+        ("1", "patched", "off"),
+        ("fake", "patched", "off"),
+        ("mend", "off", "patched"),
+        ("1,mend", "patched", "patched"),
+        ("mend,all", "patched", "patched"),
+    ],
+)
+def test_the_environment_may_name_an_opt_in_adapter_beside_all_others(site, session, monkeypatch, value, fake, mend):
+    site.adapter("fake")
+    site.adapter("mend", fields=", opt_in=True")
+    scores("fakelib"), scores("mendlib")
+    monkeypatch.setenv("LI_PLUGINS", value)
+    session.enable_from_environment()
+    assert (states(session)["score"], states(session, "mend")["score"]) == (fake, mend)
+
+
+def test_propagate_names_an_opt_in_adapter_beside_all_others(site, session, monkeypatch):
+    monkeypatch.delenv("LI_PLUGINS", raising=False)
+    site.adapter("fake")
+    site.adapter("mend", fields=", opt_in=True")
+    session.enable(["fake", "mend"], propagate=True)
+    assert os.environ["LI_PLUGINS"] == "fake,mend"
+    session.enable(propagate=True)
+    assert os.environ["LI_PLUGINS"] == "1,mend"
+    session.enable(["fake"], propagate=True)
+    assert os.environ["LI_PLUGINS"] == "1,mend"
+    session.disable()
+    assert "LI_PLUGINS" not in os.environ
+    session.enable(propagate=True)
+    assert os.environ["LI_PLUGINS"] == "1"
+    session.enable(["mend"], propagate=True)
+    assert os.environ["LI_PLUGINS"] == "1,mend"
+
+
 def test_a_bad_variable_is_reported_and_strict_raises_it(site, session, monkeypatch, caplog):
     monkeypatch.setenv("LI_PLUGINS_UNTESTED", "perhaps")
     session.enable()
