@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from li_plugins.errors import BadInput, LiPluginsError, UnknownAdapter
+from li_plugins.index_diff.command import index_diff
 
 if TYPE_CHECKING:
     from li_plugins.api import Target
@@ -312,6 +313,9 @@ def _show_tuned(outcomes: Sequence[Outcome], path: str | None, gpu: str, as_json
         click.echo(f"{better} stored in {path}; programs that start from now on use them for shapes alike.")
     else:
         click.echo(f"Nothing is stored: {'this is a dry run' if better else 'no row is 3 % faster'}.")
+
+
+cli.add_command(index_diff)
 
 
 @cli.command()
