@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,12 +12,8 @@ from li_plugins.index_diff.folder import IndexFolder
 TOKENS = 2**14
 """Most tokens of a block: what is computed of one is a few times this many embeddings."""
 
-
-class Stored(NamedTuple):
-    """Tokens of one index: ``codes [n]`` int64 and, where asked for, ``residuals [n, bytes]`` uint8."""
-
-    codes: Tensor
-    residuals: Tensor
+Rows = tuple[Tensor, ...]
+"""Tensors with a row for each token, ``[n, ...]``."""
 
 
 def comparable(a: IndexFolder, b: IndexFolder) -> Tensor:
@@ -28,8 +23,12 @@ def comparable(a: IndexFolder, b: IndexFolder) -> Tensor:
 
 
 def aligned(
-    a: IndexFolder, b: IndexFolder, kept: Tensor, on_tokens: Callable[[int], object] = lambda tokens: None
-) -> Iterator[tuple[Stored, Stored]]:
+    a: IndexFolder,
+    b: IndexFolder,
+    kept: Tensor,
+    read: Callable[[IndexFolder, int], Rows],
+    on_tokens: Callable[[int], object] = lambda tokens: None,
+) -> Iterator[tuple[Rows, Rows]]:
     """Yield blocks of the tokens of passages that are ``kept``; a chunk of each folder is mapped at a time.
 
     Parameters
@@ -38,10 +37,12 @@ def aligned(
         The folders.
     kept
         ``[passages]`` bool, as ``comparable`` returns it: passages beyond are left out.
+    read
+        Returns what is wanted of a folder's chunk.
     on_tokens
         Is told of the tokens that are behind.
     """
-    sides = [_Side(folder, kept) for folder in (a, b)]
+    sides = [_Side(folder, kept, read) for folder in (a, b)]
     while sides[0].fill() and sides[1].fill():
         count = min(TOKENS, *(side.left for side in sides))
         first, second = (side.take(count) for side in sides)
@@ -52,44 +53,43 @@ def aligned(
 class _Side:
     """One folder's tokens, taken from the front."""
 
-    def __init__(self, folder: IndexFolder, kept: Tensor) -> None:
-        self._chunks = self._read(folder, kept)
-        self._now: tuple[Tensor, Tensor, Tensor | None] | None = None
-        self._place = 0
-
-    @property
-    def left(self) -> int:
-        """How many tokens are at hand."""
-        if self._now is None:
-            return 0
-        codes, _, rows = self._now
-        return (len(codes) if rows is None else len(rows)) - self._place
+    def __init__(self, folder: IndexFolder, kept: Tensor, read: Callable[[IndexFolder, int], Rows]) -> None:
+        self._chunks = self._read(folder, kept, read)
+        self._now: Rows = ()
+        self._places: Tensor | None = None
+        self.left = 0
 
     def fill(self) -> bool:
         """Map the next chunk when nothing is at hand; False at the end."""
         while not self.left:
-            self._now, self._place = next(self._chunks, None), 0
-            if self._now is None:
+            chunk = next(self._chunks, None)
+            if chunk is None:
                 return False
+            self._now, self._places = chunk
+            self.left = len(self._now[0] if self._places is None else self._places)
         return True
 
-    def take(self, count: int) -> Stored:
+    def take(self, count: int) -> Rows:
         """Return the next tokens."""
-        assert self._now is not None  # fill() was true
-        codes, residuals, rows = self._now
-        span = slice(self._place, self._place + count)
-        self._place += count
-        if rows is None:
-            return Stored(codes[span].long(), residuals[span])
-        return Stored(codes[rows[span]].long(), residuals[rows[span]])
+        if self._places is None:
+            start = len(self._now[0]) - self.left
+            found = tuple(tensor[start : start + count] for tensor in self._now)
+        else:
+            start = len(self._places) - self.left
+            rows = self._places[start : start + count]
+            found = tuple(tensor[rows] for tensor in self._now)
+        self.left -= count
+        return found
 
     @staticmethod
-    def _read(folder: IndexFolder, kept: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    def _read(
+        folder: IndexFolder, kept: Tensor, read: Callable[[IndexFolder, int], Rows]
+    ) -> Iterator[tuple[Rows, Tensor | None]]:
         passage = 0
         for chunk in range(folder.chunks):
             lengths = folder.doclens(chunk)
             flags = kept[passage : passage + len(lengths)]
             flags = torch.cat([flags, flags.new_zeros(len(lengths) - len(flags))])
             passage += len(lengths)
-            rows = None if bool(flags.all()) else flags.repeat_interleave(lengths).nonzero()[:, 0]
-            yield folder.codes(chunk), folder.residuals(chunk), rows
+            places = None if bool(flags.all()) else flags.repeat_interleave(lengths).nonzero()[:, 0]
+            yield read(folder, chunk), places

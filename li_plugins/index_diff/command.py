@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from li_plugins.program import Program
+
 DIFFERS = 1
 
 
@@ -46,6 +48,71 @@ def diff(a: Path, b: Path, queries: Path | None, top_k: int, tolerance: float, a
 
     with _progress(as_json) as on_step:
         found = compare(a, b, queries=queries, top_k=top_k, tolerance=Tolerance(scale=tolerance), on_step=on_step)
+    _show(found, as_json)
+    return 0 if found.same else DIFFERS
+
+
+@index_diff.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    options_metavar="[--inject NAME=INDEX] [--texts N] [-m]",
+)
+@click.option(
+    "--inject", "injected", multiple=True, metavar="NAME=INDEX",
+    help="Give the build an artifact of another captured index: sampled-passages, sample, rng, centroids, buckets or "
+    "embeddings.",
+)  # fmt: skip
+@click.option(
+    "--texts", type=click.IntRange(min=0), default=8, show_default=True, help="Keep hidden states of so many."
+)
+@click.option("-m", "is_module", is_flag=True, help="Run a module, as `python -m` does.")
+@click.argument("program")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def capture(
+    injected: tuple[str, ...], texts: int, is_module: bool, program: str, arguments: tuple[str, ...]
+) -> Program:
+    """Run a program, and record the indexes that it builds.
+
+    Into a folder `capture` inside each index folder: versions and switches, the sample and the random states before
+    its shuffle, centroids before rounding, embeddings before compression, hidden states of a few texts. `diff` compares
+    them where both folders have them. It runs as python would run it; the indexer's children are recorded too.
+    """
+    if not is_module and not Path(program).exists():
+        raise click.UsageError(f"there is no file {program!r}; to run a module say: capture -m {program}")
+    from li_plugins.index_diff.recorder import Recording, install
+
+    pairs = [text.partition("=") for text in injected]
+    for name, equals, index in pairs:
+        if not equals or not index:
+            raise click.BadParameter(f"{name!r} is not NAME=INDEX", param_hint="--inject")
+    recording = Recording(texts, {name: str(Path(index).resolve()) for name, _, index in pairs})
+    recording.check()
+    install(recording)
+    return Program(program, arguments, is_module)
+
+
+@index_diff.command()
+@click.argument("a", type=_FOLDER)
+@click.argument("b", type=_FOLDER)
+@click.option("--plot", type=_FOLDER, metavar="PNG", help="Draw the drift; needs matplotlib.")
+@click.option(
+    "--tolerance", type=click.FloatRange(min=0), default=1e-4, show_default=True,
+    help="Greatest difference of the same, relative to a layer's root mean square.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def layers(a: Path, b: Path, plot: Path | None, tolerance: float, as_json: bool) -> int:
+    """Compare the encoder's layers in the captured index folders A and B.
+
+    For the texts whose hidden states both builds kept, over tokens that are no padding: the greatest and mean
+    difference and the cosine, from the embeddings to the projection; the weights first. The exit code is 0 when weights
+    are the same and all layers within tolerance, 1 when not, 2 when there is no capture or of other texts.
+    """
+    from li_plugins.index_diff.layers import compare_layers
+
+    found = compare_layers(str(a), str(b), tolerance)
+    if plot is not None:
+        from li_plugins.index_diff.plot import save_plot
+
+        save_plot(found, plot)
     _show(found, as_json)
     return 0 if found.same else DIFFERS
 

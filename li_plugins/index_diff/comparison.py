@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from li_plugins.index_diff import codec, counts, inverted, rankings, tokens
+from li_plugins.index_diff import codec, counts, inverted, rankings, recorded, tokens
+from li_plugins.index_diff.capture import Capture, capture_of
 from li_plugins.index_diff.finding import Finding, Tolerance
 from li_plugins.index_diff.folder import CODEC_FILES, IndexFolder
 from li_plugins.index_diff.lineage import diagnose
@@ -59,12 +60,20 @@ def compare(
     """
     folders = IndexFolder(a), IndexFolder(b)
     tolerance = tolerance or Tolerance()
-    findings = list(_findings(*folders, Path(queries) if queries else None, top_k, tolerance, on_step))
-    return Report(str(a), str(b), tuple(findings), diagnose(findings))
+    captures = capture_of(folders[0]), capture_of(folders[1])
+    both = (captures[0], captures[1]) if captures[0] and captures[1] else None
+    findings = list(_findings(*folders, both, Path(queries) if queries else None, top_k, tolerance, on_step))
+    return Report(str(a), str(b), tuple(findings), diagnose(findings), recorded.notes(*captures))
 
 
 def _findings(
-    a: IndexFolder, b: IndexFolder, queries: Path | None, top_k: int, tolerance: Tolerance, on_step: Step
+    a: IndexFolder,
+    b: IndexFolder,
+    captures: tuple[Capture, Capture] | None,
+    queries: Path | None,
+    top_k: int,
+    tolerance: Tolerance,
+    on_step: Step,
 ) -> Iterator[Finding]:
     files = counts.compare_files(a, b)
     yield files
@@ -79,6 +88,9 @@ def _findings(
         ("plan", "plan.json", counts.compare_plan),
     ):
         yield _missing(artifact, absent(name)) if name in lacking else comparison(a, b)
+    if captures is not None:
+        on_step("sample", None)
+        yield from recorded.compare_samples(*captures, tolerance)
     if lacking & set(CODEC_FILES):
         for artifact, name in (("centroids", CODEC_FILES[0]), ("buckets", CODEC_FILES[1]),
                                ("avg_residual", CODEC_FILES[2])):  # fmt: skip
@@ -104,7 +116,9 @@ def _findings(
         yield from _incomparable("centroids have other dimensions", "codes", "residuals", "ivf", "reconstruction")
     else:
         total = int(torch.minimum(a.lengths.sum(), b.lengths.sum()))
-        found = tokens.compare_tokens(a, b, matching, tolerance, on_step("tokens", total))
+        if captures is not None:
+            yield recorded.compare_embeddings(a, b, captures, tolerance, on_step("embeddings", total))
+        found = tokens.compare_tokens(a, b, matching, tolerance, captures, on_step("tokens", total))
         yield from found[:2]
         on_step("inverted file", None)
         yield (

@@ -50,7 +50,9 @@ class Drift:
         return found if self.max_ulp is None else {**found, "max_ulp": self.max_ulp}
 
 
-def drift(a: Tensor, b: Tensor, scale: float = 1.0, as_dtype: torch.dtype | None = None) -> Drift:
+def drift(
+    a: Tensor, b: Tensor, scale: float = 1.0, as_dtype: torch.dtype | None = None, onto: Drift | None = None
+) -> Drift:
     """Compare two tensors of one shape; of two dtypes the coarser one counts.
 
     Parameters
@@ -61,8 +63,10 @@ def drift(a: Tensor, b: Tensor, scale: float = 1.0, as_dtype: torch.dtype | None
         Multiplies the tolerance.
     as_dtype
         Whose tolerance counts; default: that of the numbers.
+    onto
+        Is added to, and returned.
     """
-    total = Drift()
+    total = Drift() if onto is None else onto
     if a.dtype != b.dtype:
         dtype = next((dtype for dtype in _COARSEST_FIRST if dtype in (a.dtype, b.dtype)), torch.int64)
     else:

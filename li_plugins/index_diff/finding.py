@@ -34,9 +34,10 @@ class Tolerance:
     tie
         Greatest loss of similarity, in cosine, with which another centroid is as near. Stored embeddings are known up
         to their quantisation, which moves the loss by about 0.005: a smaller tolerance would judge that.
-    codes, buckets
-        Greatest part of tokens that may be at another centroid, a tie each, and of numbers that may be in the next
-        bucket.
+    captured_tie
+        The same where both builds were captured, and embeddings are known up to float16.
+    buckets
+        Greatest part of numbers that may be in the next bucket.
     mean_cosine, least_cosine
         Of the embeddings that the two folders stand for, over tokens.
     overlap
@@ -45,7 +46,7 @@ class Tolerance:
 
     scale: float = 1.0
     tie: float = 0.02
-    codes: float = 0.01
+    captured_tie: float = 0.001
     buckets: float = 0.01
     mean_cosine: float = 0.999
     least_cosine: float = 0.9

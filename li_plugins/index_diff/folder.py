@@ -14,9 +14,6 @@ from torch import Tensor
 
 from li_plugins.errors import BadInput
 
-CAPTURE = "capture"
-"""Folder inside an index folder that `index-diff capture` writes; the library does not look at it."""
-
 CODEC_FILES = ("centroids.pt", "buckets.pt", "avg_residual.pt")
 CHUNK_FILES = ("{}.codes.pt", "{}.residuals.pt", "doclens.{}.json", "{}.metadata.json")
 _OF_AN_INDEX = re.compile(r"(\d+\.(codes|residuals)\.pt|doclens\.\d+\.json|\d+\.metadata\.json|sample\.\d+\.pt)")

@@ -53,11 +53,14 @@ CAUSES: Mapping[str, str] = {
 """What makes an artifact differ when nothing before it does."""
 
 RECORDED = {
-    "centroids": "sample and shuffle agree: k-means, or its threads",
-    "codes": "centroids and embeddings agree: how the nearest centroid is found",
-    "residuals": "codes, centroids, buckets and embeddings agree: how bits are packed",
+    "centroids": "sample and shuffle are the same: k-means, or its threads",
+    "codes": "centroids and embeddings are the same: how the nearest centroid is found",
+    "residuals": "codes, centroids, buckets and embeddings are the same: how bits are packed",
 }
 """The same where both builds were captured."""
+
+GROWN = "the sample, which drifts within tolerance: k-means makes much of little; inject A's `sample` and build again"
+"""What other centroids may come from when the samples are not the same to the bit."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,8 @@ def diagnose(findings: Sequence[Finding]) -> Diagnosis:
     roots = [name for name in differs if not before[name] & set(differs)]
     captured = "sample" in found and "embeddings" in found
     hints = {**CAUSES, **RECORDED} if captured else CAUSES
+    if "sample" in found and found["sample"].state == "close":
+        hints = {**hints, "centroids": GROWN}
     causes = tuple(
         Cause(root, hints[root], tuple(name for name in order if root in before[name] and found[name].severity))
         for root in roots

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from li_plugins.index_diff.aligned import Stored, aligned, comparable
+from li_plugins.index_diff.aligned import Rows, aligned, comparable
+from li_plugins.index_diff.capture import Capture
 from li_plugins.index_diff.finding import Finding, State, Tolerance, share, worst
 from li_plugins.index_diff.folder import IndexFolder
 from li_plugins.index_diff.matching import Matching
@@ -40,57 +41,67 @@ def compare_tokens(
     b: IndexFolder,
     matching: Matching,
     tolerance: Tolerance,
+    captures: tuple[Capture, Capture] | None = None,
     on_tokens: Callable[[int], object] = lambda tokens: None,
 ) -> list[Finding]:
     """Return what holds of codes, residuals and reconstruction, of the passages with as many tokens in both.
 
     A code of B stands for the centroid of A that ``matching`` pairs with its own. Where two codes still part, the
-    similarity that B's choice loses is measured by A's centroids, on the mean of the two decoded embeddings: a *tie*
-    loses at most ``tolerance.tie``. Residual bytes are compared as buckets, where codes agree. The cosine is that of
+    similarity that B's choice loses is measured by A's centroids, on the mean of the two embeddings: those that were
+    captured, where they were, else those decoded. A *tie* loses at most ``tolerance.captured_tie`` or
+    ``tolerance.tie``. Residual bytes are compared as buckets, where codes agree. The cosine is that of
     the decoded embeddings, for all tokens.
     """
     kept = comparable(a, b)
     sums, histogram = _Sums(), torch.zeros(COSINE_STEPS + 1, dtype=torch.int64)
-    pass_ = _Pass(a, b, matching, tolerance)
-    for first, second in aligned(a, b, kept, on_tokens):
+    pass_ = _Pass(a, b, matching, tolerance.tie if captures is None else tolerance.captured_tie)
+
+    def read(folder: IndexFolder, chunk: int) -> Rows:
+        stored = folder.codes(chunk), folder.residuals(chunk)
+        return stored if captures is None else (*stored, captures[0 if folder is a else 1].embeddings(chunk))
+
+    for first, second in aligned(a, b, kept, read, on_tokens):
         pass_.add(sums, histogram, first, second)
     if not sums.tokens:
         text = "no passage has as many tokens in both"
         return [Finding(name, "not compared", text) for name in ("codes", "residuals", "reconstruction")]
     left_out = max(len(a.lengths), len(b.lengths)) - int(kept.sum())
-    codes = _codes(sums, matching, tolerance, left_out)
+    codes = _codes(sums, matching, left_out)
     return [codes, _residuals(sums, a.nbits, b.nbits, codes, tolerance), _reconstruction(sums, histogram, tolerance)]
 
 
 class _Pass:
     """What the blocks share."""
 
-    def __init__(self, a: IndexFolder, b: IndexFolder, matching: Matching, tolerance: Tolerance) -> None:
-        self._a, self._b, self._matching, self._tolerance = a.codec, b.codec, matching, tolerance
+    def __init__(self, a: IndexFolder, b: IndexFolder, matching: Matching, tie: float) -> None:
+        self._a, self._b, self._matching, self._tie = a.codec, b.codec, matching, tie
         tables = (bits.buckets_of_bytes(codec.nbits, torch.device("cpu")) for codec in (self._a, self._b))
         self._buckets_a, self._buckets_b = (table.to(torch.int16) for table in tables)
 
-    def add(self, sums: _Sums, histogram: Tensor, first: Stored, second: Stored) -> None:
+    def add(self, sums: _Sums, histogram: Tensor, first: Rows, second: Rows) -> None:
         """Count one block."""
-        mine, theirs = first.codes, self._matching.a_of_b[second.codes]
+        (mine, bytes_a, *captured_a), (codes_b, bytes_b, *captured_b) = first, second
+        mine, codes_b = mine.long(), codes_b.long()
+        theirs = self._matching.a_of_b[codes_b]
         same = mine == theirs
         sums.tokens += len(mine)
-        sums.same += int((first.codes == second.codes).sum())
+        sums.same += int((mine == codes_b).sum())
         sums.matched += int(same.sum())
         rows_a, rows_b = (
-            decompress(part.codes, part.residuals, codec.centroids, codec.weights, nbits=codec.nbits)
-            for part, codec in ((first, self._a), (second, self._b))
+            decompress(codes, residuals, codec.centroids, codec.weights, nbits=codec.nbits)
+            for codes, residuals, codec in ((mine, bytes_a, self._a), (codes_b, bytes_b, self._b))
         )
         known = ~same & (theirs >= 0)
         if bool(known.any()):
-            middle = (rows_a[known] + rows_b[known]) / 2
+            seen_a, seen_b = (captured_a[0].float(), captured_b[0].float()) if captured_a else (rows_a, rows_b)
+            middle = (seen_a[known] + seen_b[known]) / 2
             centroids = self._a.centroids
             loss = (middle * (centroids[mine[known]] - centroids[theirs[known]])).sum(1).abs()
-            sums.ties += int((loss <= self._tolerance.tie).sum())
+            sums.ties += int((loss <= self._tie).sum())
             sums.greatest_loss = max(sums.greatest_loss, float(loss.max()))
         if self._a.nbits == self._b.nbits and bool(same.any()):
-            buckets_a = bits.unpack(first.residuals[same], self._buckets_a)
-            buckets_b = bits.unpack(second.residuals[same], self._buckets_b)
+            buckets_a = bits.unpack(bytes_a[same], self._buckets_a)
+            buckets_b = bits.unpack(bytes_b[same], self._buckets_b)
             moves = (buckets_a - buckets_b).abs()
             sums.numbers += moves.numel()
             sums.moved += int((moves != 0).sum())
@@ -102,7 +113,7 @@ class _Pass:
         histogram += torch.bincount(places, minlength=len(histogram))
 
 
-def _codes(sums: _Sums, matching: Matching, tolerance: Tolerance, left_out: int) -> Finding:
+def _codes(sums: _Sums, matching: Matching, left_out: int) -> Finding:
     apart = sums.tokens - sums.matched
     far = apart - sums.ties
     state: State
@@ -112,8 +123,7 @@ def _codes(sums: _Sums, matching: Matching, tolerance: Tolerance, left_out: int)
         state = "reordered"
         text = f"the same for each token once centroids are numbered alike ({share(sums.same, sums.tokens)} as stored)"
     else:
-        close = not far and apart <= tolerance.codes * sums.tokens
-        state = "close" if close else "differs"
+        state = "differs" if far else "close"
         text = f"{share(apart, sums.tokens)} of tokens at another centroid"
         text += f", {share(sums.ties, apart)} of these a tie" if sums.ties else ", none of these a tie"
         if matching.moved:
