@@ -52,6 +52,38 @@ def diff(a: Path, b: Path, queries: Path | None, top_k: int, tolerance: float, a
     return 0 if found.same else DIFFERS
 
 
+@index_diff.command()
+@click.argument("a", type=_FOLDER)
+@click.argument("b", type=_FOLDER)
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.option("--to", "kept", type=_FOLDER, metavar="FOLDER", help="Keep the index that was made; default: removed.")
+@click.option("--queries", type=_FOLDER, help="Query embeddings, as in `diff`.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: of `before` and `after`.")
+def inject(a: Path, b: Path, names: tuple[str, ...], kept: Path | None, queries: Path | None, as_json: bool) -> int:
+    """Put artifacts of the index A into the build of B, and compare with A again.
+
+    NAME is centroids, buckets or embeddings. Codes, residuals and inverted file of B are made again from its captured
+    embeddings, with these artifacts of A in the place of its own; without a NAME, of B's own alone. What agrees with A
+    now and did not before is explained by them. The exit code is that of `diff` of A and what was made. To inject what
+    comes before, build again with `capture --inject`.
+    """
+    from tempfile import TemporaryDirectory
+
+    from li_plugins.index_diff.comparison import compare
+    from li_plugins.index_diff.folder import IndexFolder
+    from li_plugins.index_diff.replay import replay
+    from li_plugins.index_diff.report import Injection
+
+    with TemporaryDirectory() as scratch, _progress(as_json) as on_step:
+        made = kept or Path(scratch) / "index"
+        before = compare(a, b, queries=queries, on_step=on_step)
+        replay(a, b, names, made, on_step("codes and residuals", int(IndexFolder(b).lengths.sum())))
+        after = compare(a, made, queries=queries, on_step=on_step)
+    found = Injection(before, after, names)
+    _show(found, as_json)
+    return 0 if after.same else DIFFERS
+
+
 @index_diff.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
     options_metavar="[--inject NAME=INDEX] [--texts N] [-m]",

@@ -41,7 +41,7 @@ def save_plot(report: LayersReport, path: Path) -> None:
     axes.set_ylabel("|a - b| over the layer's root mean square", color=INK, fontsize=9)
     axes.set_title("Drift of the encoder's layers", loc="left", fontsize=12, weight="bold", color=INK)
     axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
-    axes.tick_params(labelsize=8.5, color="#cbd2d9", labelcolor=INK)
+    axes.tick_params(which="both", labelsize=8.5, color="#cbd2d9", labelcolor=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#cbd2d9")
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)

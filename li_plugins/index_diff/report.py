@@ -35,6 +35,10 @@ class Report:
         """Return what was found of one artifact."""
         return next(finding for finding in self.findings if finding.artifact == artifact)
 
+    def has(self, artifact: str) -> bool:
+        """Return whether an artifact was looked at."""
+        return any(finding.artifact == artifact for finding in self.findings)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the same as plain data, ready for JSON."""
         return {
@@ -83,3 +87,78 @@ class Report:
         if found.agrees:
             lines.append(f"The same all the same: {', '.join(found.agrees)}.")
         return lines
+
+
+@dataclass(frozen=True)
+class Injection:
+    """A and B compared, and A and what B's build made with artifacts of A."""
+
+    before: Report
+    after: Report
+    injected: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the same as plain data, ready for JSON."""
+        return {
+            "injected": list(self.injected),
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+            "explained": list(self.explained),
+            "left": list(self.left),
+        }
+
+    @property
+    def explained(self) -> tuple[str, ...]:
+        """What differed from A and, made again, does not."""
+        return tuple(
+            name for name in self._made if self._severity(self.before, name) > self._severity(self.after, name)
+        )
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """What was made again and still differs."""
+        return tuple(name for name in self._made if self._severity(self.after, name) == 2)
+
+    @property
+    def _made(self) -> list[str]:
+        return [name for name in (*MADE_AGAIN, "reconstruction", "rankings") if self.before.has(name)]
+
+    @staticmethod
+    def _severity(report: Report, name: str) -> int:
+        return report.finding(name).severity
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[RenderableType]:
+        yield f"A  {escape(self.before.a)}"
+        yield f"B  {escape(self.before.b)}, made again with {_listed(self.injected)}\n"
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        table.add_column("artifact", no_wrap=True)
+        for title in ("B as it was built", "B made again"):
+            table.add_column(title, overflow="fold", ratio=1)
+        for name in (*CODEC, *self._made):
+            cells = []
+            for report in (self.before, self.after):
+                found = report.finding(name)
+                cells.append(f"[{COLOURS[found.state]}]{found.state}[/]: {escape(found.text)}")
+            table.add_row(name, *cells)
+        yield table
+        yield ""
+        yield from (escape(line) for line in self.verdict())
+
+    def verdict(self) -> list[str]:
+        """Return what the injection explains, and what it does not."""
+        if not self.injected:
+            return [
+                f"Made again, B differs in {', '.join(self.left)}." if self.left else "Made again, B agrees with A."
+            ]
+        what = _listed(self.injected)
+        lines = [f"Explained by {what}: {', '.join(self.explained)}."] if self.explained else []
+        if self.left:
+            lines.append(f"Not explained by {what}: {', '.join(self.left)}.")
+        return lines or ["What was made again agrees with A within tolerance, as before."]
+
+
+CODEC, MADE_AGAIN = ("centroids", "buckets"), ("codes", "residuals", "ivf")
+
+
+def _listed(injected: tuple[str, ...]) -> str:
+    return f"A's {' and '.join(injected)}" if injected else "its own artifacts alone"

@@ -158,8 +158,10 @@ def _residuals(sums: _Sums, nbits: int, their_nbits: int, codes: Finding, tolera
     own: State = "identical" if not sums.moved else "close" if close else "differs"
     what = "the same buckets" if not sums.moved else f"{share(sums.moved, sums.numbers)} of numbers in another bucket"
     if sums.moved:
-        what += f", by {sums.greatest_move} at most" if sums.greatest_move > 1 else ", the next one"
-    where = "" if sums.matched == sums.tokens else f" at the {share(sums.matched, sums.tokens)} of tokens of one code"
+        what += f", up to {sums.greatest_move} away" if sums.greatest_move > 1 else ", the next one"
+    where = (
+        "" if sums.matched == sums.tokens else f", at the {share(sums.matched, sums.tokens)} of tokens with one code"
+    )
     # bytes belong to a centroid: where that is another one, or has another number, so is what is left
     return Finding("residuals", worst(own, codes.state), what + where, {**figures, "where_codes_agree": own})
 
