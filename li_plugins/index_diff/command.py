@@ -64,8 +64,9 @@ def inject(a: Path, b: Path, names: tuple[str, ...], kept: Path | None, queries:
 
     NAME is centroids, buckets or embeddings. Codes, residuals and inverted file of B are made again from its captured
     embeddings, with these artifacts of A in the place of its own; without a NAME, of B's own alone. What agrees with A
-    now and did not before is explained by them. The exit code is that of `diff` of A and what was made. To inject what
-    comes before, build again with `capture --inject`.
+    now and did not before is explained by them. The exit code is 0 when all that was made again agrees with A
+    within tolerance, 1 when not, 2 when there is no capture. To inject what comes before, build again with
+    `capture --inject`.
     """
     from tempfile import TemporaryDirectory
 
@@ -81,7 +82,7 @@ def inject(a: Path, b: Path, names: tuple[str, ...], kept: Path | None, queries:
         after = compare(a, made, queries=queries, on_step=on_step)
     found = Injection(before, after, names)
     _show(found, as_json)
-    return 0 if after.same else DIFFERS
+    return 0 if found.same else DIFFERS
 
 
 @index_diff.command(

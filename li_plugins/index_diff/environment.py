@@ -25,6 +25,7 @@ def environment() -> dict[str, Any]:
     for name in DISTRIBUTIONS:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
+    found["torch"] = str(torch.__version__)  # with its build, which the metadata leave out
     backends = torch.backends
     found |= {
         "CPU": _cpu(),

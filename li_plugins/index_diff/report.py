@@ -101,11 +101,17 @@ class Injection:
         """Return the same as plain data, ready for JSON."""
         return {
             "injected": list(self.injected),
+            "same": self.same,
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
             "explained": list(self.explained),
             "left": list(self.left),
         }
+
+    @property
+    def same(self) -> bool:
+        """Whether all that was made again agrees with A within tolerance."""
+        return not self.left
 
     @property
     def explained(self) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ def builds(tmp_path):
     """Return two captured indexes of one encoder: centroids and buckets are not the same."""
     index = made(passages=60)
     other = coded(index, centroids(seed=5), cutoffs=index.cutoffs * 1.5, weights=index.weights * 1.5)
-    return captured(index, tmp_path / "a"), captured(other, tmp_path / "b")
+    return captured(index, tmp_path / "a"), captured(other, tmp_path / "b", states={"torch": torch.zeros(5056)})
 
 
 def states(a, b):
@@ -49,7 +49,7 @@ def test_each_artifact_explains_what_is_made_of_it(builds, tmp_path):
     assert [found[name] for name in ("centroids", "codes", "ivf")] == ["identical"] * 3
     assert found["residuals"] == "differs"
     replay(a, b, ["buckets", "centroids"], tmp_path / "d")
-    assert set(states(a, tmp_path / "d").values()) == {"identical"}
+    assert {name for name, state in states(a, tmp_path / "d").items() if state != "identical"} == {"rng"}
     replay(a, b, ["buckets"], tmp_path / "e")
     assert states(a, tmp_path / "e")["codes"] == "differs"
 
@@ -97,7 +97,7 @@ def test_the_command(builds, tmp_path, capsys):
     code, out, _ = call(a, b, "centroids", "buckets", "--json", "--to", tmp_path / "kept")
     found = json.loads(out)
     assert code == 0
-    assert (found["before"]["same"], found["after"]["same"]) == (False, True)
+    assert (found["before"]["same"], found["same"]) == (False, True)
     assert found["explained"] == ["codes", "residuals", "ivf", "reconstruction"]
     assert torch.equal(torch.load(tmp_path / "kept" / "0.codes.pt"), torch.load(a / "0.codes.pt"))
     assert call(a, b, "codes")[0] == 2
