@@ -40,8 +40,10 @@ def diff(a: Path, b: Path, queries: Path | None, top_k: int, tolerance: float, a
     """Compare the index folders A and B.
 
     Artifact by artifact in the order of a build, then what both stand for. It names the first that diverges, what that
-    explains and what it does not. colbert-ai need not be installed. The exit code is 0 when they are the same within
-    tolerance, 1 when they differ, 2 when a file is truncated or foreign.
+    explains and what it does not. colbert-ai need not be installed.
+
+    The exit code is 0 when they are the same within tolerance, 1 when they differ, 2 when a file is truncated or
+    foreign.
     """
     from li_plugins.index_diff.comparison import compare
     from li_plugins.index_diff.finding import Tolerance
@@ -60,13 +62,15 @@ def diff(a: Path, b: Path, queries: Path | None, top_k: int, tolerance: float, a
 @click.option("--queries", type=_FOLDER, help="Query embeddings, as in `diff`.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: of `before` and `after`.")
 def inject(a: Path, b: Path, names: tuple[str, ...], kept: Path | None, queries: Path | None, as_json: bool) -> int:
-    """Put artifacts of the index A into the build of B, and compare with A again.
+    """Make B again with artifacts of A.
 
-    NAME is centroids, buckets or embeddings. Codes, residuals and inverted file of B are made again from its captured
-    embeddings, with these artifacts of A in the place of its own; without a NAME, of B's own alone. What agrees with A
-    now and did not before is explained by them. The exit code is 0 when all that was made again agrees with A
-    within tolerance, 1 when not, 2 when there is no capture. To inject what comes before, build again with
-    `capture --inject`.
+    A and B are index folders, NAME is centroids, buckets or embeddings. Codes, residuals and inverted file of B are
+    made again from its captured embeddings, with these artifacts of A in the place of its own; without a NAME, of B's
+    own alone. What agrees with A now and did not before is explained by them. To inject what comes before, build again
+    with `capture --inject`.
+
+    The exit code is 0 when all that was made again agrees with A within tolerance, 1 when not, 2 when there is no
+    capture.
     """
     from tempfile import TemporaryDirectory
 
@@ -103,7 +107,7 @@ def inject(a: Path, b: Path, names: tuple[str, ...], kept: Path | None, queries:
 def capture(
     injected: tuple[str, ...], texts: int, is_module: bool, program: str, arguments: tuple[str, ...]
 ) -> Program:
-    """Run a program, and record the indexes that it builds.
+    """Run a program and record the indexes it builds.
 
     Into a folder `capture` inside each index folder: versions and switches, the sample and the random states before
     its shuffle, centroids before rounding, embeddings before compression, hidden states of a few texts. `diff` compares
@@ -133,11 +137,13 @@ def capture(
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def layers(a: Path, b: Path, plot: Path | None, tolerance: float, as_json: bool) -> int:
-    """Compare the encoder's layers in the captured index folders A and B.
+    """Compare the encoder's layers in two captures.
 
-    For the texts whose hidden states both builds kept, over tokens that are no padding: the greatest and mean
-    difference and the cosine, from the embeddings to the projection; the weights first. The exit code is 0 when weights
-    are the same and all layers within tolerance, 1 when not, 2 when there is no capture or of other texts.
+    A and B are index folders. For the texts whose hidden states both builds kept, over tokens that are no padding: the
+    greatest and mean difference and the cosine, from the embeddings to the projection; the weights first.
+
+    The exit code is 0 when weights are the same and all layers within tolerance, 1 when not, 2 when there is no capture
+    or of other texts.
     """
     from li_plugins.index_diff.layers import compare_layers
 

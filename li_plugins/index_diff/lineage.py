@@ -33,7 +33,7 @@ OF_THE_ENCODER = ("sample", "embeddings", "doclens")
 """What is made with any other setting."""
 
 CAUSES: Mapping[str, str] = {
-    "settings": "nothing: the builds were asked for different things",
+    "settings": "the configuration: the builds were asked for different things",
     "sampled passages": "Python's random state, or another collection",
     "sample": "the encoder or the tokenizer: compare its layers with `li-plugins index-diff layers`",
     "plan": "the sample had other lengths: the tokenizer, or other passages",

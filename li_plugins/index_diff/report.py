@@ -71,12 +71,14 @@ class Report:
         found = self.diagnosis
         if found.first is None:
             lines = []
-            if found.drifts is not None:
+            if found.drifts is not None and self.finding(found.drifts).state == "close":
                 lines.append(f"First drift, within tolerance: {found.drifts}.")
             others = [finding.artifact for finding in self.findings if finding.severity == 2]
             if others:
                 return [*lines, f"No artifact of the build differs; these do: {', '.join(others)}."]
-            return [*lines, "The same within tolerance." if found.drifts else "The same."]
+            states = {finding.state for finding in self.findings}
+            how = " within tolerance" if "close" in states else ""
+            return [*lines, f"The same{how}{', but for the order of centroids' if 'reordered' in states else ''}."]
         lines = []
         for cause in found.causes:
             is_first = cause.artifact == found.first

@@ -73,6 +73,7 @@ def test_centroids_in_another_order(compared):
     assert report.same
     assert report.diagnosis.first is None
     assert report.diagnosis.drifts == "centroids"
+    assert report.verdict() == ["The same, but for the order of centroids."]
     assert report.finding("centroids").figures["moved"] == int((order != torch.arange(CENTROIDS)).sum())
 
 
