@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from li_plugins.index_diff.drift import Drift, drift
+from li_plugins.index_diff.drift import Drift, drift, name
 from li_plugins.index_diff.finding import Finding, State, Tolerance
 from li_plugins.index_diff.folder import IndexFolder
 from li_plugins.index_diff.matching import Matching
@@ -18,7 +18,7 @@ def compare_centroids(a: IndexFolder, b: IndexFolder, matching: Matching, tolera
     mine, theirs = a.centroids, b.centroids
     figures = {
         "shapes": [list(mine.shape), list(theirs.shape)],
-        "dtypes": [_name(mine.dtype), _name(theirs.dtype)],
+        "dtypes": [name(mine.dtype), name(theirs.dtype)],
         "moved": matching.moved,
         "mean_cosine": float(matching.cosine.mean()),
         "least_cosine": float(matching.cosine.min()),
@@ -53,7 +53,7 @@ def compare_buckets(a: IndexFolder, b: IndexFolder, tolerance: Tolerance) -> Fin
         drift(mine, theirs, tolerance.scale, torch.float16) for mine, theirs in zip(a.buckets, b.buckets, strict=True)
     ]
     state: State = max((found.state for found in drifts), key=("identical", "close", "differs").index)
-    text = "; ".join(f"{name}: {_described(found)}" for name, found in zip(("cutoffs", "weights"), drifts, strict=True))
+    text = "; ".join(f"{part}: {_described(found)}" for part, found in zip(("cutoffs", "weights"), drifts, strict=True))
     if state == "identical":
         text = "the same cutoffs and weights"
     figures = {"nbits": [a.nbits, b.nbits], "cutoffs": drifts[0].to_dict(), "weights": drifts[1].to_dict()}
@@ -69,13 +69,10 @@ def compare_average(a: IndexFolder, b: IndexFolder, tolerance: Tolerance) -> Fin
 
 
 def _described(found: Drift) -> str:
+    stored = "" if found.dtypes is None else f", stored as {found.dtypes[0]} and {found.dtypes[1]}"
     if not found.different:
-        return "the same numbers"
+        return f"the same numbers{stored}"
     # in float32, next to 0, or between unlike numbers, millions of them say nothing
     ulps = "" if found.max_ulp is None or found.max_ulp > MOST_ULPS else f" ({found.max_ulp:,} ulp)"
     text = f"{found.different / found.count:.2%} of numbers differ, by {found.max_abs:.2e}{ulps} at most"
-    return text + (f", {found.beyond:,} beyond tolerance" if found.beyond else "")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return text + (f", {found.beyond:,} beyond tolerance" if found.beyond else "") + stored

@@ -78,7 +78,8 @@ def _findings(
     files = counts.compare_files(a, b)
     yield files
     lacking = {name for folder in (a, b) for name in folder.expected - folder.names}
-    chunked = [name for name in sorted(lacking) if name[:1].isdigit() or name.startswith("doclens")]
+    counted = [name for name in sorted(lacking) if name.endswith("metadata.json")]
+    chunked = [name for name in sorted(lacking - {*counted}) if name[:1].isdigit() or name.startswith("doclens")]
 
     def absent(*names: str) -> str:
         return ", ".join(name for name in names if name in lacking)
@@ -125,7 +126,7 @@ def _findings(
             _missing("ivf", "ivf.pid.pt") if "ivf.pid.pt" in lacking else inverted.compare_ivf(a, b, matching, found[0])
         )
         yield found[2]
-    yield _missing("metadata", "metadata.json") if "metadata.json" in lacking else counts.compare_metadata(a, b)
+    yield _missing("metadata", ", ".join(counted)) if counted else counts.compare_metadata(a, b)
     if queries is not None:
         if not same_width:
             yield from _incomparable("no query has both dimensions", "rankings")

@@ -70,8 +70,16 @@ def compare_plan(a: IndexFolder, b: IndexFolder) -> Finding:
 
 
 def compare_metadata(a: IndexFolder, b: IndexFolder) -> Finding:
-    """Compare what was counted at the end."""
-    return _numbers("metadata", a, b, "metadata.json", ("num_partitions", "num_embeddings", "avg_doclen"))
+    """Compare what was counted at the end, of the whole and, where both have as many, of each chunk."""
+    found = _numbers("metadata", a, b, "metadata.json", ("num_partitions", "num_embeddings", "avg_doclen"))
+    if a.chunks != b.chunks:
+        return found
+    names = [f"{chunk}.metadata.json" for chunk in range(a.chunks)]
+    other = [name for name in names if a.json(name) != b.json(name)]
+    if not other:
+        return found
+    text = f"{found.text}; {', '.join(other[:3])}{' and others' if len(other) > 3 else ''} not the same"
+    return Finding("metadata", "differs", text, {**found.figures, "chunks": other})
 
 
 def compare_doclens(a: IndexFolder, b: IndexFolder) -> Finding:

@@ -29,24 +29,27 @@ _BITS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32:
 
 @dataclass
 class Drift:
-    """The difference of two tensors of one shape."""
+    """The difference of two tensors of one shape; ``dtypes`` are theirs where they are not the same."""
 
     count: int = 0
     different: int = 0
     beyond: int = 0
     max_abs: float = 0.0
     max_ulp: int | None = 0
+    dtypes: tuple[str, str] | None = None
 
     @property
     def state(self) -> State:
         """Identical, close or differs."""
-        return "differs" if self.beyond else "close" if self.different else "identical"
+        return "differs" if self.beyond else "close" if self.different or self.dtypes else "identical"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the same as plain data; what no number is near is an infinite distance, ``null``."""
         fraction = self.different / self.count if self.count else 0.0
         most = self.max_abs if math.isfinite(self.max_abs) else None
         found: dict[str, Any] = {"different": fraction, "beyond_tolerance": self.beyond, "max_abs": most}
+        if self.dtypes:
+            found["dtypes"] = list(self.dtypes)
         return found if self.max_ulp is None else {**found, "max_ulp": self.max_ulp}
 
 
@@ -68,6 +71,7 @@ def drift(
     """
     total = Drift() if onto is None else onto
     if a.dtype != b.dtype:
+        total.dtypes = name(a.dtype), name(b.dtype)
         dtype = next((dtype for dtype in _COARSEST_FIRST if dtype in (a.dtype, b.dtype)), torch.int64)
     else:
         dtype = a.dtype
@@ -77,6 +81,11 @@ def drift(
     for rows_a, rows_b in zip(a.split(ROWS), b.split(ROWS), strict=True):
         _add(total, rows_a.to(dtype), rows_b.to(dtype), relative * scale, absolute * scale)
     return total
+
+
+def name(dtype: torch.dtype) -> str:
+    """Return a dtype's name without its module."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _add(total: Drift, a: Tensor, b: Tensor, relative: float, absolute: float) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from li_plugins.index_diff.aligned import Rows, aligned, comparable
 from li_plugins.index_diff.capture import Capture
+from li_plugins.index_diff.drift import name
 from li_plugins.index_diff.finding import Finding, State, Tolerance, share, worst
 from li_plugins.index_diff.folder import IndexFolder
 from li_plugins.index_diff.matching import Matching
@@ -64,9 +65,10 @@ def compare_tokens(
         pass_.add(sums, histogram, first, second)
     if not sums.tokens:
         text = "no passage has as many tokens in both"
-        return [Finding(name, "not compared", text) for name in ("codes", "residuals", "reconstruction")]
+        return [Finding(artifact, "not compared", text) for artifact in ("codes", "residuals", "reconstruction")]
     left_out = max(len(a.lengths), len(b.lengths)) - int(kept.sum())
-    codes = _codes(sums, matching, left_out)
+    dtypes = [name(folder.codes(0).dtype) for folder in (a, b)]
+    codes = _codes(sums, matching, left_out, dtypes)
     return [codes, _residuals(sums, a.nbits, b.nbits, codes, tolerance), _reconstruction(sums, histogram, tolerance)]
 
 
@@ -113,7 +115,7 @@ class _Pass:
         histogram += torch.bincount(places, minlength=len(histogram))
 
 
-def _codes(sums: _Sums, matching: Matching, left_out: int) -> Finding:
+def _codes(sums: _Sums, matching: Matching, left_out: int, dtypes: list[str]) -> Finding:
     apart = sums.tokens - sums.matched
     far = apart - sums.ties
     state: State
@@ -128,10 +130,13 @@ def _codes(sums: _Sums, matching: Matching, left_out: int) -> Finding:
         text += f", {share(sums.ties, apart)} of these a tie" if sums.ties else ", none of these a tie"
         if matching.moved:
             text += ", once centroids are numbered alike"
+    if dtypes[0] != dtypes[1]:
+        state, text = worst("close", state), f"{text}; stored as {dtypes[0]} and {dtypes[1]}"
     if left_out:
         text += f"; {left_out} passages left out, whose lengths differ"
     figures = {
         "tokens": sums.tokens,
+        "dtypes": dtypes,
         "same_as_stored": sums.same / sums.tokens,
         "same_centroid": sums.matched / sums.tokens,
         "ties": sums.ties,

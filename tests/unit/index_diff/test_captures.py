@@ -9,57 +9,15 @@ from textwrap import dedent
 
 import pytest
 import torch
-from written_index import DIM, centroids, made
+from written_index import DIM, captured, centroids, hidden, made, nudged
 
 from li_plugins.errors import BadInput
-from li_plugins.index_diff.capture import write_manifest
 from li_plugins.index_diff.comparison import compare
 from li_plugins.index_diff.layers import compare_layers
-from li_plugins.index_diff.recorder import rng
 
 
 def states(report):
     return {finding.artifact: finding.state for finding in report.findings}
-
-
-def hidden(noise=0.0, width=8):
-    generator = torch.Generator().manual_seed(0)
-    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
-    layers = {name: torch.randn(2, 4, width, generator=generator) for name in ("embeddings", "layer 0", "projection")}
-    layers["layer 0"][1, 2, 3] += noise
-    layers["layer 0"][0, 3] += 9 * noise  # padding
-    return {"input_ids": torch.arange(8).view(2, 4), "attention_mask": mask, "layers": layers,
-            "weights": {"w": "aa", "v": "bb"}}  # fmt: skip
-
-
-def captured(index, folder, *, rows=None, sample=None, passages=None, states=None, layers=None, **environment):
-    """Write an index with the capture of its build; return the folder."""
-    index.write(folder)
-    capture = folder / "capture"
-    capture.mkdir()
-    rows = index.rows if rows is None else rows
-    start = 0
-    for chunk in range(0, len(index.doclens), index.chunk_passages):
-        end = start + sum(index.doclens[chunk : chunk + index.chunk_passages])
-        torch.save(rows[start:end].clone(), capture / f"{chunk // index.chunk_passages}.embeddings.pt")
-        start = end
-    torch.save(index.rows if sample is None else sample, capture / "sample.0.pt")
-    numbers = torch.arange(len(index.doclens)) if passages is None else passages
-    torch.save(numbers, capture / "sampled_passages.pt")
-    torch.manual_seed(0)
-    torch.save({**rng(), "python": torch.zeros(625), "numpy": torch.zeros(625), **(states or {})}, capture / "rng.pt")
-    torch.save(index.centroids.float(), capture / "centroids.pt")
-    torch.save(hidden() if layers is None else layers, capture / "layers.pt")
-    (capture / "environment.json").write_text(json.dumps({"torch": "2.13.0", **environment}))
-    write_manifest(capture)
-    return folder
-
-
-def nudged(rows, by=2.0**-11):
-    """Return rows with one number of each a unit in the last place away."""
-    moved = rows.clone()
-    moved[:, 0] = (rows[:, 0].float() * (1 + 2 * by)).half()
-    return moved
 
 
 def test_the_same_build_twice(tmp_path):

@@ -213,8 +213,27 @@ def test_the_padding_of_the_inverted_file_and_the_shape_of_a_number_do_not_count
 def test_weights_in_half_precision_are_compared_in_it(compared):
     index = made()
     report = compared(index, replace(index, weights=index.weights.half()))
-    assert states(report)["buckets"] == "identical"
+    buckets = report.finding("buckets")
+    assert (buckets.state, buckets.figures["weights"]["dtypes"]) == ("close", ["float32", "float16"])
+    assert buckets.figures["weights"]["different"] == 0
     assert report.same
+
+
+def test_codes_of_another_dtype_are_told_of(compared):
+    index = made()
+    report = compared(index, replace(index, codes=index.codes.long()))
+    assert states(report)["codes"] == "close"
+    assert report.finding("codes").figures["dtypes"] == ["int32", "int64"]
+    assert report.same
+
+
+def test_what_is_counted_of_a_chunk(compared, tmp_path):
+    compared(made(), made())
+    path = tmp_path / "b" / "1.metadata.json"
+    path.write_text(path.read_text().replace('"passage_offset": 5', '"passage_offset": 6'))
+    report = compare(tmp_path / "a", tmp_path / "b")
+    assert report.diagnosis.first == "metadata"
+    assert report.finding("metadata").figures["chunks"] == ["1.metadata.json"]
 
 
 def test_more_centroids(compared):
@@ -268,7 +287,8 @@ def obvious_best(folder, queries, k):
 
 
 @pytest.mark.parametrize("name", ["0.codes.pt", "0.residuals.pt", "centroids.pt", "buckets.pt", "ivf.pid.pt",
-                                  "avg_residual.pt", "doclens.1.json", "metadata.json", "plan.json"])  # fmt: skip
+                                  "avg_residual.pt", "doclens.1.json", "1.metadata.json",
+                                  "metadata.json", "plan.json"])  # fmt: skip
 def test_a_truncated_file_is_named(compared, tmp_path, name):
     compared(made(), made())
     path = tmp_path / "b" / name
@@ -279,7 +299,7 @@ def test_a_truncated_file_is_named(compared, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["0.codes.pt", "centroids.pt", "avg_residual.pt", "ivf.pid.pt", "plan.json",
-                                  "metadata.json", "doclens.0.json"])  # fmt: skip
+                                  "metadata.json", "doclens.0.json", "0.metadata.json"])  # fmt: skip
 def test_a_missing_file_is_named(compared, tmp_path, name):
     compared(made(), made())
     (tmp_path / "b" / name).unlink()

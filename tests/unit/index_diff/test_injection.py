@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_captures import captured, nudged
-from written_index import centroids, made
+from written_index import captured, centroids, made, nudged
 
 from li_plugins.errors import BadInput
 from li_plugins.index_diff.comparison import compare

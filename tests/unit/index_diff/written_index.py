@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from li_plugins.index_diff.capture import write_manifest
+from li_plugins.index_diff.recorder import rng
+
 DIM, CENTROIDS = 32, 12
 
 
@@ -122,3 +125,43 @@ def made(nbits: int = 2, passages: int = 13, seed: int = 0, **settings: Any) -> 
     steps = torch.arange(2**nbits) / 2**nbits
     cutoffs, weights = rest.quantile(steps[1:]), rest.quantile(steps + 0.5 / 2**nbits)
     return Made(rows, lengths, table, cutoffs, weights, codes, settings=settings)
+
+
+def hidden(noise=0.0, width=8):
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    layers = {name: torch.randn(2, 4, width, generator=generator) for name in ("embeddings", "layer 0", "projection")}
+    layers["layer 0"][1, 2, 3] += noise
+    layers["layer 0"][0, 3] += 9 * noise  # padding
+    return {"input_ids": torch.arange(8).view(2, 4), "attention_mask": mask, "layers": layers,
+            "weights": {"w": "aa", "v": "bb"}}  # fmt: skip
+
+
+def captured(index, folder, *, rows=None, sample=None, passages=None, states=None, layers=None, **environment):
+    """Write an index with the capture of its build; return the folder."""
+    index.write(folder)
+    capture = folder / "capture"
+    capture.mkdir()
+    rows = index.rows if rows is None else rows
+    start = 0
+    for chunk in range(0, len(index.doclens), index.chunk_passages):
+        end = start + sum(index.doclens[chunk : chunk + index.chunk_passages])
+        torch.save(rows[start:end].clone(), capture / f"{chunk // index.chunk_passages}.embeddings.pt")
+        start = end
+    torch.save(index.rows if sample is None else sample, capture / "sample.0.pt")
+    numbers = torch.arange(len(index.doclens)) if passages is None else passages
+    torch.save(numbers, capture / "sampled_passages.pt")
+    torch.manual_seed(0)
+    torch.save({**rng(), "python": torch.zeros(625), "numpy": torch.zeros(625), **(states or {})}, capture / "rng.pt")
+    torch.save(index.centroids.float(), capture / "centroids.pt")
+    torch.save(hidden() if layers is None else layers, capture / "layers.pt")
+    (capture / "environment.json").write_text(json.dumps({"torch": "2.13.0", **environment}))
+    write_manifest(capture)
+    return folder
+
+
+def nudged(rows, by=2.0**-11):
+    """Return rows with one number of each a unit in the last place away."""
+    moved = rows.clone()
+    moved[:, 0] = (rows[:, 0].float() * (1 + 2 * by)).half()
+    return moved
