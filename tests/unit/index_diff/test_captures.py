@@ -325,24 +325,17 @@ def recorded(site):
     return run
 
 
-@pytest.mark.parametrize("environment", [{}, {"CHILD": "1"}], ids=["here", "in a child"])
-def test_a_build_is_recorded(recorded, environment):
-    done, folder = recorded("one", 3, "--texts", "1", **environment)
+def test_a_build_is_recorded_and_takes_what_is_injected(recorded):
+    done, first = recorded("one", 3, "--texts", "1", CHILD="1")
     assert done.returncode == 0, done.stderr
-    capture = folder / "capture"
+    capture = first / "capture"
     manifest = json.loads((capture / "manifest.json").read_text())["files"]
     assert manifest.keys() == {
-        "sampled_passages.pt",
-        "sample.0.pt",
-        "rng.pt",
-        "centroids.pt",
-        "0.embeddings.pt",
-        "layers.pt",
-    }
+        "sampled_passages.pt", "sample.0.pt", "rng.pt", "centroids.pt", "0.embeddings.pt", "layers.pt"
+    }  # fmt: skip
     assert manifest["sample.0.pt"]["shape"] == [6, 3]
     environment = json.loads((capture / "environment.json").read_text())
-    assert environment["torch"] == torch.__version__
-    assert environment["attention"] == "eager"
+    assert (environment["torch"], environment["attention"]) == (torch.__version__, "eager")
     layers = torch.load(capture / "layers.pt")
     assert list(layers["layers"]) == ["embeddings", "layer 0", "layer 1", "projection"]
     assert layers["layers"]["layer 1"].shape == (1, 3, 4)
@@ -350,42 +343,38 @@ def test_a_build_is_recorded(recorded, environment):
     # the random state is that before the shuffle
     torch.set_rng_state(torch.load(capture / "rng.pt")["torch"])
     shuffled = torch.load(capture / "sample.0.pt")[torch.randperm(6)]
-    assert torch.equal(torch.load(folder / "used.pt"), shuffled[:2].float())
+    assert torch.equal(torch.load(first / "used.pt"), shuffled[:2].float())
 
+    # another encoder and another shuffle, in this process; what is injected takes the place of its own
+    done, second = recorded("two", 4, f"--inject=embeddings={first}", f"--inject=centroids={first}")
+    assert done.returncode == 0, done.stderr
+    assert not torch.equal(torch.load(second / "capture/sample.0.pt"), torch.load(capture / "sample.0.pt"))
+    assert torch.equal(torch.load(second / "used.pt"), torch.load(first / "used.pt"))
+    assert torch.equal(torch.load(second / "0.sum.pt"), torch.load(capture / "0.embeddings.pt").float().sum())
+    about = json.loads((second / "capture/environment.json").read_text())
+    assert about["injected"] == {"embeddings": str(first), "centroids": str(first)}
+    _, third = recorded("three", 4, f"--inject=rng={first}", f"--inject=sample={first}")
+    assert torch.equal(torch.load(third / "used.pt"), torch.load(first / "used.pt"))
 
-def test_what_is_injected_is_used(recorded):
-    _, first = recorded("one", 3)
-    _, second = recorded("two", 4)
-    used = {folder: torch.load(folder / "used.pt") for folder in (first, second)}
-    assert not torch.equal(used[first], used[second])
-    for names in (["centroids"], ["rng", "sample"]):
-        done, third = recorded("-".join(names), 4, *(f"--inject={name}={first}" for name in names))
-        assert done.returncode == 0, done.stderr
-        assert torch.equal(torch.load(third / "used.pt"), used[first])
-    _, fourth = recorded("embeddings", 4, "--inject", f"embeddings={first}")
-    assert torch.equal(torch.load(fourth / "0.sum.pt"), torch.load(first / "capture/0.embeddings.pt").float().sum())
-    about = json.loads((fourth / "capture/environment.json").read_text())
-    assert about["injected"] == {"embeddings": str(first)}
-
-
-def test_what_cannot_be_injected_is_refused_before_the_program_runs(recorded):
-    _, first = recorded("one", 3)
-    for option, says in [
-        ("codes=x", "inject one of sampled-passages, sample"),
-        ("centroids", "is not NAME=INDEX"),
-        (f"rng={first.parent}", "no capture"),
-    ]:
-        done, folder = recorded("two", 3, "--inject", option)
-        assert done.returncode == 2
-        assert says in done.stderr
-        assert not folder.exists()
-    torch.save(torch.zeros(5, 3), first / "capture" / "centroids.pt")
-    done, _ = recorded("two", 3, "--inject", f"centroids={first}")
+    torch.save(torch.zeros(5, 3), capture / "centroids.pt")
+    done, _ = recorded("four", 3, "--inject", f"centroids={first}")
     assert done.returncode == 1
     assert "injected centroids have the shape of the build's own, [2, 3]; found [5, 3]" in done.stderr
 
 
-def test_capture_needs_a_program(site):
-    done = site.run("-m", "li_plugins", "index-diff", "capture", "nowhere.py")
-    assert done.returncode == 2
-    assert "there is no file 'nowhere.py'" in done.stderr
+def test_what_cannot_be_recorded_is_refused_before_a_program_runs(tmp_path, capsys):
+    from li_plugins.__main__ import main
+
+    script = tmp_path / "index.py"
+    script.write_text("raise AssertionError('ran')")
+    plain = made().write(tmp_path / "plain")
+    for arguments, says in [
+        (["--inject", "codes=x", script], "inject one of sampled-passages, sample"),
+        (["--inject", "centroids", script], "is not NAME=INDEX"),
+        (["--inject", f"rng={plain}", script], "no capture"),
+        (["nowhere.py"], "there is no file 'nowhere.py'"),
+    ]:
+        with pytest.raises(SystemExit) as exit_:
+            main(["index-diff", "capture", *map(str, arguments)])
+        assert exit_.value.code == 2
+        assert says in capsys.readouterr().err
