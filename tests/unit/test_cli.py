@@ -28,7 +28,7 @@ def test_help_is_quick_and_names_every_command(site):
     """
     done = site.python(code)
     assert done.returncode == 0, done.stderr
-    for command in ("status", "doctor", "run", "explain", "tune", "fingerprint"):
+    for command in ("status", "doctor", "run", "explain", "tune", "fingerprint", "index-diff"):
         assert f"  {command}" in done.stdout
 
 

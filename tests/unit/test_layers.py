@@ -14,6 +14,7 @@ ADAPTERS = sorted(path for path in (ROOT / "adapters").glob("*/*") if (path / "_
 
 HOST_LIBRARIES = {"packaging", "pluggy", "rich"}
 OPS_LIBRARIES = {"torch", "triton", "numpy"}
+COMPARISON_LIBRARIES = {"torch", "numpy", "rich", "click", "matplotlib"}
 OWN_WORDS = ("li_plugins.api", "li_plugins.errors")
 
 
@@ -92,6 +93,11 @@ def test_the_host_knows_neither_torch_nor_operations():
 
 def test_the_operations_know_neither_host_nor_adapters():
     assert offences(files("li_plugins/ops/**/*.py"), ("li_plugins.ops", *OWN_WORDS), OPS_LIBRARIES) == []
+
+
+def test_the_comparison_of_indexes_knows_operations_and_no_library_that_it_reads():
+    allowed = ("li_plugins.index_diff", "li_plugins.ops", "li_plugins.host.watch", "li_plugins.program", *OWN_WORDS)
+    assert offences(files("li_plugins/index_diff/*.py"), allowed, COMPARISON_LIBRARIES) == []
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda path: path.name)
