@@ -78,6 +78,12 @@ def li_plugins_adapters() -> list[Adapter]:
                     "clustering:compute_faiss_kmeans",
                     "e992541c",
                 ),
+                _target("colbert.indexing.utils:optimize_ivf", "inverted:optimize_ivf", "6f45466e"),
+                _target(
+                    "colbert.indexing.collection_indexer:CollectionIndexer._build_ivf",
+                    "collection:build_ivf",
+                    "b5202b82",
+                ),
                 _target(
                     "colbert.search.index_storage:IndexScorer.score_pids",
                     "search:score_pids",
