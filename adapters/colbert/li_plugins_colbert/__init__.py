@@ -49,6 +49,7 @@ def li_plugins_adapters() -> list[Adapter]:
                     "a90dcfeb",
                     explained=False,
                 ),
+                _target("colbert.infra.launcher:Launcher.__init__", "launching:init", "b4fc2e52"),
                 _target("colbert.modeling.colbert:ColBERT.mask", "encoding:mask", "6a425b87"),
                 _target(
                     "colbert.indexing.collection_encoder:CollectionEncoder.encode_passages",
