@@ -10,6 +10,7 @@ from colbert.indexing import utils
 from torch import Tensor
 
 from li_plugins.api import Decline
+from li_plugins_colbert import files
 
 INTEGERS = (torch.int64, torch.int32)
 MOST_EMBEDDINGS = 1 << 22
@@ -36,7 +37,7 @@ def optimize_ivf(
         utils.print_message("len(emb2pid) =", len(emb2pid))
     ivf, lengths = passages_of_centroids(orig_ivf, orig_ivf_lengths, emb2pid, len(doclens))
     optimized = os.path.join(index_path, "ivf.pid.pt")
-    torch.save((ivf, lengths), optimized)
+    files.save((ivf, lengths), optimized)
     if verbose > 1:
         utils.print_message(f"#> Saved optimized IVF to {optimized}")
         original = os.path.join(index_path, "ivf.pt")

@@ -87,7 +87,9 @@ if __name__ == "__main__":
         li_plugins.enable_all()
     with Run().context(RunConfig(nranks=1, root=str(root), experiment="tests")):
         settings = tiny_colbert.config(checkpoint, root, avoid_fork_if_possible=False)
-        Indexer(checkpoint=str(checkpoint), config=settings, verbose=0).index(name="index", collection=texts)
+        indexer = Indexer(checkpoint=str(checkpoint), config=settings, verbose=0)
+        indexer.index(name="index", collection=texts[::-1])
+        indexer.index(name="index", collection=texts, overwrite="force_silent_overwrite")
     searcher = tiny_colbert.searcher(checkpoint, root, texts)
     print("found", searcher.search(texts[14], k=1)[0])
 """
@@ -105,3 +107,5 @@ def test_children_of_the_indexer_need_no_compiler_either(checkpoint: Path, tmp_p
     assert not (tmp_path / "extensions").exists()
     metadata = json.loads((tmp_path / "tests/indexes/index/metadata.json").read_text())
     assert metadata["num_chunks"] == 1
+    assert metadata["config"]["index_path"] is None
+    assert os.listdir(tmp_path / "tests/indexes") == ["index"]
