@@ -73,24 +73,19 @@ def _folder_beside(path: str, overwrite: Any) -> str | None:
 def _replace(self: Any, folder: str, collection: Any, *, warned: bool) -> None:
     """Build an index in ``folder`` and put it in the place of the one that there is."""
     path = self.index_path
-    old = [name for name in sorted(os.listdir(path)) if _is_of_the_library(os.path.join(path, name))]
-    if warned:
-        indexer.print_message(
-            f"#> Will build in {SECONDS} seconds, and then replace the {len(old)} files already at {path}..."
-        )
-        time.sleep(SECONDS)
     own = self.config
     self.config = copy.copy(own)  # the collection may be in it
     self.config.assigned = dict(own.assigned)
     self.config.configure(index_path=folder)
     is_complete = False
     try:
+        if warned:
+            _warn(path)
         self._Indexer__launch(collection)
-        missing = unreadable(os.path.join(folder, METADATA))
+        metadata = os.path.join(folder, METADATA)
+        missing = unreadable(metadata)
         if missing:
-            raise DamagedIndex(
-                os.path.join(folder, METADATA), missing, "look for the error of the process that built it"
-            )
+            raise DamagedIndex(metadata, missing, "look for the error of the process that built it")
         for name in (PLAN, METADATA):
             _move(os.path.join(folder, name), own.index_path)
         staging.exchange(path, [name for name in os.listdir(path) if not _is_of_the_library(os.path.join(path, name))])
@@ -99,6 +94,15 @@ def _replace(self: Any, folder: str, collection: Any, *, warned: bool) -> None:
         self.config = own
         if not is_complete:
             indexer.print_message(_advice(path))
+
+
+def _warn(path: str) -> None:
+    """Give the time to think again that the library gives before it erases an index."""
+    count = sum(_is_of_the_library(os.path.join(path, name)) for name in os.listdir(path))
+    indexer.print_message(
+        f"#> Will build in {SECONDS} seconds, and then replace the {count} files already at {path}..."
+    )
+    time.sleep(SECONDS)
 
 
 def _advice(path: str) -> str:

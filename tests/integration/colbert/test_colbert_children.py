@@ -23,7 +23,7 @@ def python(script: Path, *arguments: str, **environment: str) -> subprocess.Comp
         env={**clean, "PYTHONPATH": path, **environment},
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=550,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done

@@ -175,11 +175,25 @@ def test_the_records_are_those_of_the_library(built: Built, root: Path, library:
         assert text == (index_of(root) / name).read_text()
 
 
-def test_the_library_waits_before_it_begins(built: Built, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_time_to_think_again(
+    built: Built, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(indexer.time, "sleep", waits.append)
+
+    def think_again(seconds: float) -> None:
+        waits.append(seconds)
+        if seconds == 20 and waits.count(20) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(indexer.time, "sleep", think_again)
+    with pytest.raises(KeyboardInterrupt):
+        killed_builds.build(built.checkpoint, root, SECOND, overwrite=True)
+    assert (
+        f"and then replace the {len(content(built.first))} files already at {index_of(root)}" in capsys.readouterr().out
+    )
+    assert content(index_of(root)) == content(built.first)
     killed_builds.build(built.checkpoint, root, SECOND, overwrite=True)
-    assert 20 in waits
+    assert waits.count(20) == 2
     assert content(index_of(root), records=False) == content(built.second, records=False)
 
 
