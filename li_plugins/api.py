@@ -8,7 +8,18 @@ from typing import Any
 
 from pluggy import HookimplMarker
 
-__all__ = ["Adapter", "Decline", "Kernel", "Support", "Target", "hookimpl", "kernel_providers", "kernel_rankers"]
+__all__ = [
+    "Adapter",
+    "Decline",
+    "Kernel",
+    "Support",
+    "Target",
+    "carried",
+    "carriers",
+    "hookimpl",
+    "kernel_providers",
+    "kernel_rankers",
+]
 
 hookimpl = HookimplMarker("li_plugins")
 """Marks a function of a plugin module as the implementation of the hook of the same name."""
@@ -165,3 +176,16 @@ kernel_providers: list[Callable[[], Iterable[Kernel]]] = []
 kernel_rankers: list[Callable[[str, Any, Sequence[Kernel]], Sequence[Kernel] | None]] = []
 """Callables ``(op, request, kernels)`` that reorder or drop candidates or return ``None`` (no opinion); filled by the
 host with the plugins' ``li_plugins_rank_kernels``, asked by the dispatcher once per plan. The first answer wins."""
+
+carriers: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = []
+"""Callables that let a function take what is enabled here to the process that it is sent to; filled by the host."""
+
+
+def carried(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that a library is about to send to a spawned process, so that it arrives with the adapters.
+
+    Called in this process it is the same. Pickled, it enables there what is enabled here, and arrives as itself.
+    """
+    for carry in carriers:
+        function = carry(function)
+    return function

@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
+from typing import Any
 
+from li_plugins import api
 from li_plugins.errors import LiPluginsError, PatchRefused, PluginBroken, RestoreRefused, UnknownAdapter
 from li_plugins.host import patch
+from li_plugins.host.carrier import Carried
 from li_plugins.host.config import Config, set_up_logging, spelled
 from li_plugins.host.discovery import CONTAINED, Discovery
 from li_plugins.host.ledger import Desk, Seat
@@ -153,6 +156,11 @@ class Session:
         with self._lock:
             return {seat.target.path: (seat.calls, dict(seat.declines)) for seat in self._seats()}
 
+    def enabled(self) -> tuple[str, ...]:
+        """Return the names of the adapters that are enabled, none while they are suspended."""
+        with self._lock:
+            return tuple(name for name, desk in self._desks.items() if any(map(self._active, desk.seats)))
+
     def desks(self) -> list[Desk]:
         """Return every adapter's desk, in the order of discovery."""
         discovery = self._discover()
@@ -162,11 +170,12 @@ class Session:
             return self._all_desks(discovery)
 
     def close(self) -> None:
-        """Disable everything and withdraw the plugins' kernels from the operations."""
+        """Disable everything; withdraw the plugins' kernels, and what carries functions to other processes."""
         try:
             self.disable()
         finally:
             if self._withdraw is not None:
+                api.carriers.remove(self._carry)
                 self._withdraw()
                 self._withdraw = self._discovery = None
 
@@ -191,10 +200,14 @@ class Session:
         with self._lock:
             if self._discovery is None:
                 self._discovery, self._withdraw = found, found.publish()
+                api.carriers.append(self._carry)
             postponed, self._postponed = self._postponed, []
         for request in postponed:
             request()
         return self._discovery
+
+    def _carry(self, function: Callable[..., Any]) -> Carried:
+        return Carried(function, self.enabled)
 
     def _configure(self, strict: bool | None) -> Config:
         config = Config.read(strict=strict)

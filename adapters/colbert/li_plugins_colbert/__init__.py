@@ -8,6 +8,7 @@ from li_plugins.api import Adapter, Target, hookimpl
 
 _RELEASES = "0.2.21 - 0.2.22"
 _CODEC = "colbert.indexing.codecs.residual:ResidualCodec"
+_INDEXER = "colbert.indexing.collection_indexer:CollectionIndexer"
 _ASSIGNED, _BINARIZED, _LOOKED_UP = "256766d0", "8090f622", "f23b1aad"
 
 
@@ -49,6 +50,7 @@ def li_plugins_adapters() -> list[Adapter]:
                     "a90dcfeb",
                     explained=False,
                 ),
+                _target("colbert.infra.launcher:Launcher.__init__", "launching:init", "b4fc2e52"),
                 _target("colbert.modeling.colbert:ColBERT.mask", "encoding:mask", "6a425b87"),
                 _target(
                     "colbert.indexing.collection_encoder:CollectionEncoder.encode_passages",
@@ -78,6 +80,20 @@ def li_plugins_adapters() -> list[Adapter]:
                     "clustering:compute_faiss_kmeans",
                     "e992541c",
                 ),
+                _target("colbert.indexer:Indexer.index", "indexing:index", "95ed73f0"),
+                _target(
+                    "colbert.indexing.index_saver:IndexSaver._write_chunk_to_disk", "chunks:write_chunk", "0471221b"
+                ),
+                _target(f"{_INDEXER}._collect_embedding_id_offset", "collection:collect_offsets", "27fcf488"),
+                _target(f"{_INDEXER}._build_ivf", "collection:build_ivf", "b5202b82"),
+                _target("colbert.indexing.utils:optimize_ivf", "inverted:optimize_ivf", "6f45466e"),
+                _target(f"{_INDEXER}._update_metadata", "collection:update_metadata", "0cd8b877"),
+                _target(
+                    "colbert.infra.config.base_config:BaseConfig.load_from_index",
+                    "records:load_from_index",
+                    "8982189e",
+                ),
+                _target("colbert.search.index_loader:IndexLoader.__init__", "loading:init", "ddd45cfc"),
                 _target(
                     "colbert.search.index_storage:IndexScorer.score_pids",
                     "search:score_pids",

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -174,43 +170,3 @@ def test_masks(checkpoint: Path, tmp_path: Path) -> None:
             ours = model.mask(tokens, skiplist)
             assert ours == call_unpatched(model.mask, tokens, skiplist)
             assert all(type(flag) is bool for row in ours for flag in row)
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-
-import tiny_colbert
-
-if __name__ == "__main__":
-    checkpoint, root = map(Path, sys.argv[1:])
-    texts = tiny_colbert.passages()
-    from colbert import Indexer
-    from colbert.infra import Run, RunConfig
-
-    with Run().context(RunConfig(nranks=1, root=str(root), experiment="tests")):
-        settings = tiny_colbert.config(checkpoint, root, avoid_fork_if_possible=False)
-        Indexer(checkpoint=str(checkpoint), config=settings, verbose=0).index(name="index", collection=texts)
-    searcher = tiny_colbert.searcher(checkpoint, root, texts)
-    print("found", searcher.search(texts[14], k=1)[0])
-"""
-
-
-def test_children_of_the_indexer_need_no_compiler_either(checkpoint: Path, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path, "LI_PLUGINS": "colbert", "CXX": "/nonexistent"}
-    environment["TORCH_EXTENSIONS_DIR"] = str(tmp_path / "extensions")
-    done = subprocess.run(
-        [sys.executable, str(script), str(checkpoint), str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=250,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "found [14]" in done.stdout
-    assert not (tmp_path / "extensions").exists()
-    metadata = json.loads((tmp_path / "tests/indexes/index/metadata.json").read_text())
-    assert metadata["num_chunks"] == 1

@@ -53,14 +53,21 @@ def config(checkpoint: Path, root: Path, **settings: Any) -> Any:
     return ColBERTConfig(**{**fields, **settings})
 
 
-def build(checkpoint: Path, root: Path, texts: list[str], name: str = "index", **settings: Any) -> Path:
+def build(
+    checkpoint: Path,
+    root: Path,
+    texts: list[str],
+    name: str = "index",
+    overwrite: Any = "force_silent_overwrite",
+    **settings: Any,
+) -> Path:
     """Index texts; return the folder of the index."""
     from colbert import Indexer
     from colbert.infra import Run, RunConfig
 
     with Run().context(RunConfig(nranks=1, root=str(root), experiment="tests", avoid_fork_if_possible=True)):
         indexer = Indexer(checkpoint=str(checkpoint), config=config(checkpoint, root, **settings), verbose=0)
-        indexer.index(name=name, collection=texts, overwrite="force_silent_overwrite")
+        indexer.index(name=name, collection=texts, overwrite=overwrite)
     return root / "tests" / "indexes" / name
 
 

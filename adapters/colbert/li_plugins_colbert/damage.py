@@ -1,0 +1,95 @@
+"""The files of colbert-ai's indexes: which of them cannot be read, and what to do then.
+
+Names, order and content are the library's: metadata.json comes last, so that an index without it is unfinished.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from li_plugins.errors import LiPluginsError
+
+METADATA, PLAN, IVF = "metadata.json", "plan.json", "ivf.pid.pt"
+CODEC = ("centroids.pt", "buckets.pt", "avg_residual.pt")
+"""In the order in which they are written."""
+
+ANEW = "build the index again with overwrite=True"
+FROM_CHUNKS = "build the index with overwrite='resume': it is made from the chunks, which stay"
+
+
+class DamagedIndex(LiPluginsError, RuntimeError):
+    """A file of an index is missing or cannot be read."""
+
+    def __init__(self, file: str, found: str, remedy: str) -> None:
+        self.file, self.found, self.remedy = file, found, remedy
+        super().__init__(f"{file}: {found}; {remedy}")
+
+
+def chunk_files(chunk: int) -> tuple[str, ...]:
+    """Return the names of a chunk's files in the order in which they are written."""
+    return f"{chunk}.codes.pt", f"{chunk}.residuals.pt", f"doclens.{chunk}.json", f"{chunk}.metadata.json"
+
+
+def of_chunk(chunk: int) -> str:
+    """Say what to do where a file of a chunk is damaged."""
+    return f"remove {', '.join(chunk_files(chunk))} and build the index with overwrite='resume', or {ANEW}"
+
+
+def unreadable(file: str) -> str | None:
+    """Return why a file of an index cannot be read, ``None`` where it can."""
+    try:
+        _read(file)
+    except FileNotFoundError:
+        return "it is missing"
+    except Exception as error:  # of a file that is cut off, torch, pickle and json make what they like
+        size = os.path.getsize(file) if os.path.isfile(file) else 0
+        return f"it cannot be read, {size} bytes: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return None
+
+
+def is_finished(folder: str) -> bool:
+    """Return whether a build of an index came to its end."""
+    return os.path.exists(os.path.join(folder, METADATA))
+
+
+def has_codec(folder: str) -> bool:
+    """Return whether the centroids of an index are trained, and can be read."""
+    return not any(unreadable(os.path.join(folder, name)) for name in CODEC)
+
+
+def damage(folder: str) -> DamagedIndex | None:
+    """Return the first file of an index that a searcher needs and cannot read, ``None`` where it can read all."""
+    if not is_finished(folder) and os.path.exists(os.path.join(folder, PLAN)):
+        unfinished = "it is missing, and is written last: the build of this index did not come to its end"
+        return DamagedIndex(os.path.join(folder, METADATA), unfinished, f"{FROM_CHUNKS}, or {ANEW}")
+    for name, remedy in _needed(folder):
+        file = os.path.join(folder, name)
+        found = unreadable(file)
+        if found:
+            return DamagedIndex(file, found, remedy)
+    return None
+
+
+def _needed(folder: str) -> Iterator[tuple[str, str]]:
+    """Yield what a searcher reads, and what to do if it cannot; metadata.json first, which names the chunks."""
+    yield METADATA, FROM_CHUNKS
+    for name in CODEC:
+        yield name, ANEW
+    is_old = not os.path.exists(os.path.join(folder, IVF)) and os.path.exists(os.path.join(folder, "ivf.pt"))
+    yield "ivf.pt" if is_old else IVF, FROM_CHUNKS
+    for chunk in range(_read(os.path.join(folder, METADATA)).get("num_chunks", 0)):
+        *files, _ = chunk_files(chunk)
+        for name in files:
+            yield name, of_chunk(chunk)
+
+
+def _read(file: str) -> Any:
+    if not file.endswith(".json"):
+        return torch.load(file, map_location="cpu", weights_only=True)
+    with open(file) as stream:
+        return json.load(stream)

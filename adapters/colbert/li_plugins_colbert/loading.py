@@ -1,0 +1,41 @@
+"""colbert-ai's loading of an index: what is damaged is named, with what to do."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from colbert.search import index_loader
+
+from li_plugins_colbert.damage import damage
+from li_plugins_colbert.staging import advice, is_unfinished
+
+
+def init(self: Any, index_path: str, use_gpu: bool = True, load_index_with_mmap: bool = False) -> None:
+    """Load an index.
+
+    Raises
+    ------
+    DamagedIndex
+        One of its files is missing or cut off. What else fails has the library's own error.
+    """
+    self.index_path = index_path
+    self.use_gpu = use_gpu
+    self.load_index_with_mmap = load_index_with_mmap
+    if is_unfinished(index_path):
+        index_loader.print_message(f"#> {advice(index_path)}")
+    try:
+        self._load_codec()
+        self._load_ivf()
+        self._load_doclens()
+        self._load_embeddings()
+    except Exception as error:  # whatever torch, ujson and the library's assertions make of a file that is cut off
+        reported = damage(index_path) if os.path.isdir(index_path) else None
+        if reported is None:
+            raise
+        raise reported from error
+
+
+def explain_init(self: Any, index_path: str, use_gpu: bool = True, load_index_with_mmap: bool = False) -> object:
+    """Say what happens when the index cannot be loaded."""
+    return "the library's own steps; a file that cannot be read is named"
