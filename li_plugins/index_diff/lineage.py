@@ -59,6 +59,9 @@ RECORDED = {
 }
 """The same where both builds were captured."""
 
+LACKING = "a build that did not end, or a folder that was not copied whole"
+"""What makes an artifact missing."""
+
 GROWN = "the sample, which drifts within tolerance: k-means makes much of little; inject A's `sample` and build again"
 """What other centroids may come from when the samples are not the same to the bit."""
 
@@ -114,6 +117,7 @@ def diagnose(findings: Sequence[Finding]) -> Diagnosis:
     hints = {**CAUSES, **RECORDED} if captured else CAUSES
     if "sample" in found and found["sample"].state == "close":
         hints = {**hints, "centroids": GROWN}
+    hints = {name: LACKING if found[name].state == "missing" else hint for name, hint in hints.items() if name in found}
     causes = tuple(
         Cause(root, hints[root], tuple(name for name in order if root in before[name] and found[name].severity))
         for root in roots
