@@ -286,6 +286,15 @@ def obvious_best(folder, queries, k):
 # What is no index, or not a whole one
 
 
+def test_a_missing_file_has_a_cause_of_its_own(compared, tmp_path):
+    index, table = made(), centroids(seed=9)
+    compared(index, coded := replace(index, centroids=table))
+    assert not torch.equal(coded.centroids, index.centroids)
+    (tmp_path / "b" / "buckets.pt").unlink()
+    diagnosis = compare(tmp_path / "a", tmp_path / "b").diagnosis
+    assert [(cause.artifact, cause.explains) for cause in diagnosis.causes] == [("centroids", ()), ("buckets", ())]
+
+
 @pytest.mark.parametrize("name", ["0.codes.pt", "0.residuals.pt", "centroids.pt", "buckets.pt", "ivf.pid.pt",
                                   "avg_residual.pt", "doclens.1.json", "1.metadata.json",
                                   "metadata.json", "plan.json"])  # fmt: skip
