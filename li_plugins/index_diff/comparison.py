@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from li_plugins.index_diff import codec, counts, inverted, rankings, recorded, tokens
 from li_plugins.index_diff.capture import Capture, capture_of
 from li_plugins.index_diff.finding import Finding, Tolerance
-from li_plugins.index_diff.folder import CODEC_FILES, IndexFolder
+from li_plugins.index_diff.folder import IndexFolder
 from li_plugins.index_diff.lineage import diagnose
-from li_plugins.index_diff.matching import match
+from li_plugins.index_diff.matching import Matching, match
 from li_plugins.index_diff.report import Report
 
 Step = Callable[[str, "int | None"], Callable[[int], object]]
@@ -59,87 +59,105 @@ def compare(
         When a folder is no index, or a file in it is truncated or foreign.
     """
     folders = IndexFolder(a), IndexFolder(b)
-    tolerance = tolerance or Tolerance()
     captures = capture_of(folders[0]), capture_of(folders[1])
     both = (captures[0], captures[1]) if captures[0] and captures[1] else None
-    findings = list(_findings(*folders, both, Path(queries) if queries else None, top_k, tolerance, on_step))
+    comparison = _Comparison(*folders, both, tolerance or Tolerance(), on_step)
+    findings = [*comparison.artifacts()]
+    if queries is not None:
+        findings.append(comparison.rankings(Path(queries), top_k))
     return Report(str(a), str(b), tuple(findings), diagnose(findings), recorded.notes(*captures))
 
 
-def _findings(
-    a: IndexFolder,
-    b: IndexFolder,
-    captures: tuple[Capture, Capture] | None,
-    queries: Path | None,
-    top_k: int,
-    tolerance: Tolerance,
-    on_step: Step,
-) -> Iterator[Finding]:
-    files = counts.compare_files(a, b)
-    yield files
-    lacking = {name for folder in (a, b) for name in folder.expected - folder.names}
-    counted = [name for name in sorted(lacking) if name.endswith("metadata.json")]
-    chunked = [name for name in sorted(lacking - {*counted}) if name[:1].isdigit() or name.startswith("doclens")]
+class _Comparison:
+    """Two folders, and what their comparisons share."""
 
-    def absent(*names: str) -> str:
-        return ", ".join(name for name in names if name in lacking)
+    def __init__(
+        self,
+        a: IndexFolder,
+        b: IndexFolder,
+        captures: tuple[Capture, Capture] | None,
+        tolerance: Tolerance,
+        on_step: Step,
+    ) -> None:
+        self._a, self._b, self._captures, self._tolerance, self._on_step = a, b, captures, tolerance, on_step
+        self._lacking = sorted((a.expected - a.names) | (b.expected - b.names))
 
-    for artifact, name, comparison in (
-        ("settings", "plan.json" if "plan.json" not in lacking else "metadata.json", counts.compare_settings),
-        ("plan", "plan.json", counts.compare_plan),
-    ):
-        yield _missing(artifact, absent(name)) if name in lacking else comparison(a, b)
-    if captures is not None:
-        on_step("sample", None)
-        yield from recorded.compare_samples(*captures, tolerance)
-    if lacking & set(CODEC_FILES):
-        for artifact, name in (("centroids", CODEC_FILES[0]), ("buckets", CODEC_FILES[1]),
-                               ("avg_residual", CODEC_FILES[2])):  # fmt: skip
-            if name in lacking:
-                yield _missing(artifact, name)
-        yield from _incomparable(f"without {absent(*CODEC_FILES)}", "codes", "residuals", "ivf")
-        return
-    on_step("centroids", None)
-    same_width = a.centroids.shape[1] == b.centroids.shape[1]
-    if same_width:
-        matching = match(a.centroids, b.centroids)
-        yield codec.compare_centroids(a, b, matching, tolerance)
-    else:
-        widths = f"{a.centroids.shape[1]} and {b.centroids.shape[1]} dimensions"
-        yield Finding("centroids", "differs", widths, {"shapes": [list(x.centroids.shape) for x in (a, b)]})
-    yield codec.compare_buckets(a, b, tolerance)
-    yield codec.compare_average(a, b, tolerance)
-    if chunked:
-        yield _missing("codes", ", ".join(chunked))
-        return
-    yield counts.compare_doclens(a, b)
-    if not same_width:
-        yield from _incomparable("centroids have other dimensions", "codes", "residuals", "ivf", "reconstruction")
-    else:
-        total = int(torch.minimum(a.lengths.sum(), b.lengths.sum()))
-        if captures is not None:
-            yield recorded.compare_embeddings(a, b, captures, tolerance, on_step("embeddings", total))
-        found = tokens.compare_tokens(a, b, matching, tolerance, captures, on_step("tokens", total))
-        yield from found[:2]
-        on_step("inverted file", None)
-        yield (
-            _missing("ivf", "ivf.pid.pt") if "ivf.pid.pt" in lacking else inverted.compare_ivf(a, b, matching, found[0])
-        )
-        yield found[2]
-    yield _missing("metadata", ", ".join(counted)) if counted else counts.compare_metadata(a, b)
-    if queries is not None:
-        if not same_width:
-            yield from _incomparable("no query has both dimensions", "rankings")
+    def artifacts(self) -> Iterator[Finding]:
+        """Yield the findings in the order of a build."""
+        yield counts.compare_files(self._a, self._b)
+        settings = ("metadata.json",) if "plan.json" in self._lacking else ("plan.json",)
+        yield self._where("settings", settings, counts.compare_settings)
+        yield self._where("plan", ("plan.json",), counts.compare_plan)
+        if self._captures is not None:
+            self._on_step("sample", None)
+            yield from recorded.compare_samples(*self._captures, self._tolerance)
+        self._on_step("centroids", None)
+        yield self._where("centroids", ("centroids.pt",), self._centroids)
+        for name, comparison in (("buckets", codec.compare_buckets), ("avg_residual", codec.compare_average)):
+            yield self._where(name, (f"{name}.pt",), partial(comparison, tolerance=self._tolerance))
+        yield self._where("doclens", self._absent("doclens."), counts.compare_doclens)
+        yield from self._tokens()
+        yield self._where("metadata", self._absent("metadata.json"), counts.compare_metadata)
+
+    def rankings(self, queries: Path, top_k: int) -> Finding:
+        """Return how the best documents of queries compare."""
+        obstacle = self._obstacle
+        if obstacle:
+            return Finding("rankings", "not compared", obstacle)
+        embeddings = rankings.load_queries(queries, self._a.centroids.shape[1])
+        on_tokens = self._on_step("rankings", int(self._a.lengths.sum() + self._b.lengths.sum()))
+        return rankings.compare_rankings(self._a, self._b, embeddings, top_k, self._tolerance, on_tokens)
+
+    def _tokens(self) -> Iterator[Finding]:
+        obstacle = self._obstacle
+        if obstacle:
+            for artifact in ("codes", "residuals"):
+                absent = self._absent(f"{artifact}.pt")
+                yield _missing(artifact, absent) if absent else Finding(artifact, "not compared", obstacle)
+            yield Finding("ivf", "not compared", obstacle)
             return
-        embeddings: Tensor = rankings.load_queries(queries, a.centroids.shape[1])
-        both = int(a.lengths.sum() + b.lengths.sum())
-        yield rankings.compare_rankings(a, b, embeddings, top_k, tolerance, on_step("rankings", both))
+        a, b, total = self._a, self._b, int(torch.minimum(self._a.lengths.sum(), self._b.lengths.sum()))
+        if self._captures is not None:
+            yield recorded.compare_embeddings(a, b, self._captures, self._tolerance, self._on_step("embeddings", total))
+        codes, residuals, reconstruction = tokens.compare_tokens(
+            a, b, self._matching, self._tolerance, self._captures, self._on_step("tokens", total)
+        )
+        yield from (codes, residuals)
+        self._on_step("inverted file", None)
+        yield self._where("ivf", ("ivf.pid.pt",), partial(inverted.compare_ivf, matching=self._matching, codes=codes))
+        yield reconstruction
+
+    def _centroids(self, a: IndexFolder, b: IndexFolder) -> Finding:
+        shapes = [list(folder.centroids.shape) for folder in (a, b)]
+        if shapes[0][1] != shapes[1][1]:
+            text = f"{shapes[0][1]} and {shapes[1][1]} dimensions"
+            return Finding("centroids", "differs", text, {"shapes": shapes})
+        return codec.compare_centroids(a, b, self._matching, self._tolerance)
+
+    @cached_property
+    def _matching(self) -> Matching:
+        return match(self._a.centroids, self._b.centroids)
+
+    @cached_property
+    def _obstacle(self) -> str:
+        """What keeps tokens from being compared; empty: nothing."""
+        needed = [name for name in self._lacking if name.endswith((".codes.pt", ".residuals.pt"))]
+        needed += [*self._absent("doclens."), *self._absent("centroids.pt"), *self._absent("buckets.pt")]
+        if needed:
+            return f"without {', '.join(needed)}"
+        widths = [folder.centroids.shape[1] for folder in (self._a, self._b)]
+        return "" if widths[0] == widths[1] else f"centroids have {widths[0]} and {widths[1]} dimensions"
+
+    def _absent(self, part: str) -> tuple[str, ...]:
+        return tuple(name for name in self._lacking if part in name)
+
+    def _where(
+        self, artifact: str, names: Sequence[str], comparison: Callable[[IndexFolder, IndexFolder], Finding]
+    ) -> Finding:
+        """Return the comparison of an artifact, or that one of its files is missing."""
+        absent = [name for name in names if name in self._lacking]
+        return _missing(artifact, absent) if absent else comparison(self._a, self._b)
 
 
-def _missing(artifact: str, names: str) -> Finding:
-    return Finding(artifact, "missing", f"{names} is not in both folders")
-
-
-def _incomparable(reason: str, *artifacts: str) -> Iterator[Finding]:
-    for artifact in artifacts:
-        yield Finding(artifact, "not compared", reason)
+def _missing(artifact: str, names: Sequence[str]) -> Finding:
+    return Finding(artifact, "missing", f"{', '.join(names)} not in both folders")

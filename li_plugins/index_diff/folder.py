@@ -218,13 +218,22 @@ def load(path: Path) -> Any:
     BadInput
         When the file is truncated or foreign.
     """
+    is_whole = zipfile.is_zipfile(path)
+    if not is_whole and _begins_as_archive(path):
+        found = f"an archive that ends early, after {path.stat().st_size:,} bytes"
+        raise BadInput(f"{path} is a file of torch.save", found, f"it is truncated: {_REMEDY}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_whole)
     except Exception as error:  # what foreign bytes make an unpickler raise is not bounded
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise BadInput(
             f"{path} is a file of torch.save", f"{type(error).__name__}: {reason}", f"truncated or foreign: {_REMEDY}"
         ) from error
+
+
+def _begins_as_archive(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
 
 
 def _kind(found: Any) -> str:

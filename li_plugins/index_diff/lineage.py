@@ -59,6 +59,9 @@ RECORDED = {
 }
 """The same where both builds were captured."""
 
+LACKING = "a build that did not end, or a folder that was not copied whole"
+"""What makes an artifact missing."""
+
 GROWN = "the sample, which drifts within tolerance: k-means makes much of little; inject A's `sample` and build again"
 """What other centroids may come from when the samples are not the same to the bit."""
 
@@ -109,15 +112,15 @@ def diagnose(findings: Sequence[Finding]) -> Diagnosis:
     order = [name for name in MADE_OF if name in found]
     before = _ancestors(found["settings"].figures.get("changed", ()) if "settings" in found else ())
     differs = [name for name in order if found[name].severity == 2]
-    roots = [name for name in differs if not before[name] & set(differs)]
+    missing = {name for name in differs if found[name].state == "missing"}
+    roots = [name for name in differs if name in missing or not before[name] & set(differs)]
     captured = "sample" in found and "embeddings" in found
     hints = {**CAUSES, **RECORDED} if captured else CAUSES
     if "sample" in found and found["sample"].state == "close":
         hints = {**hints, "centroids": GROWN}
-    causes = tuple(
-        Cause(root, hints[root], tuple(name for name in order if root in before[name] and found[name].severity))
-        for root in roots
-    )
+    hints = {name: LACKING if found[name].state == "missing" else hint for name, hint in hints.items() if name in found}
+    drifting = [name for name in order if found[name].severity and name not in missing]
+    causes = tuple(Cause(root, hints[root], tuple(name for name in drifting if root in before[name])) for root in roots)
     first = differs[0] if differs else None
     agrees = tuple(name for name in order if first in before[name] and found[name].state == "identical")
     drifts = next((name for name in order if found[name].severity), None)

@@ -286,6 +286,15 @@ def obvious_best(folder, queries, k):
 # What is no index, or not a whole one
 
 
+def test_a_missing_file_has_a_cause_of_its_own(compared, tmp_path):
+    index, table = made(), centroids(seed=9)
+    compared(index, coded := replace(index, centroids=table))
+    assert not torch.equal(coded.centroids, index.centroids)
+    (tmp_path / "b" / "buckets.pt").unlink()
+    diagnosis = compare(tmp_path / "a", tmp_path / "b").diagnosis
+    assert [(cause.artifact, cause.explains) for cause in diagnosis.causes] == [("centroids", ()), ("buckets", ())]
+
+
 @pytest.mark.parametrize("name", ["0.codes.pt", "0.residuals.pt", "centroids.pt", "buckets.pt", "ivf.pid.pt",
                                   "avg_residual.pt", "doclens.1.json", "1.metadata.json",
                                   "metadata.json", "plan.json"])  # fmt: skip
@@ -293,20 +302,39 @@ def test_a_truncated_file_is_named(compared, tmp_path, name):
     compared(made(), made())
     path = tmp_path / "b" / name
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(BadInput, match="truncated or foreign") as raised:
+    with pytest.raises(BadInput, match="truncated") as raised:
         compare(tmp_path / "a", tmp_path / "b")
     assert str(path) in str(raised.value)
 
 
-@pytest.mark.parametrize("name", ["0.codes.pt", "centroids.pt", "avg_residual.pt", "ivf.pid.pt", "plan.json",
-                                  "metadata.json", "doclens.0.json", "0.metadata.json"])  # fmt: skip
+MADE_IN = {
+    "0.codes.pt": "codes",
+    "centroids.pt": "centroids",
+    "buckets.pt": "buckets",
+    "avg_residual.pt": "avg_residual",
+    "ivf.pid.pt": "ivf",
+    "plan.json": "plan",
+    "metadata.json": "metadata",
+    "doclens.0.json": "doclens",
+    "0.metadata.json": "metadata",
+}
+
+
+@pytest.mark.parametrize("name", MADE_IN)
 def test_a_missing_file_is_named(compared, tmp_path, name):
     compared(made(), made())
     (tmp_path / "b" / name).unlink()
     report = compare(tmp_path / "a", tmp_path / "b")
     assert not report.same
     assert f"B lacks {name}" in report.finding("files").text
-    assert "missing" in {finding.state for finding in report.findings if finding.artifact != "files"}
+    found = states(report)
+    absent = {artifact for artifact, state in found.items() if state == "missing"} - {"files"}
+    assert absent == {MADE_IN[name]}
+    if name not in ("0.codes.pt", "centroids.pt", "buckets.pt", "doclens.0.json"):
+        assert found["codes"] == "identical"
+    elif name != "centroids.pt":
+        assert found["centroids"] == "identical"
+    assert "not copied whole" in report.diagnosis.causes[0].hint
 
 
 @pytest.mark.parametrize(
