@@ -19,6 +19,7 @@ from li_plugins_colbert.damage import DamagedIndex
 from test_colbert_index import ranking
 from test_colbert_rebuild import content, index_of
 
+import li_plugins
 from li_plugins.testing.parity import call_unpatched
 
 ANEW = ("centroids.pt", "buckets.pt", "avg_residual.pt")
@@ -35,6 +36,7 @@ HARMS: dict[str, Callable[[Path], Any]] = {
 
 @pytest.fixture(scope="module")
 def whole(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    li_plugins.enable("colbert", strict=True)  # it is made before what enables for each test
     return killed_builds.build(checkpoint, tmp_path_factory.mktemp("whole"), FIRST)
 
 
