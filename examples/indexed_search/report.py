@@ -75,7 +75,10 @@ class Findings:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a row for each stage and side."""
+        """Return a row for each stage and side.
+
+        ``largest_difference`` is the largest between the scores of both sides in the index that this side built.
+        """
         common = {
             "documents": self.documents,
             "queries": self.queries,
@@ -97,6 +100,7 @@ class Findings:
                     "seconds": f"{value:.4g}",
                     "peak_mib": "" if peak is None else f"{peak / 2**20:.0f}",
                     "ndcg@10": f"{self.quality[side][0]:.4f}",
+                    "largest_difference": f"{self.agreements[side].largest_score_difference:.1e}",
                 }
                 found.append(measured | common)
         return found

@@ -57,6 +57,7 @@ def test_a_good_run_has_no_problem_and_a_row_for_each_stage_and_side(monkeypatch
     rows = good.rows()
     assert len(rows) == 2 * len(good.stages())
     assert good.stages()["the index, all stages"] == (16.0, 8.0)
+    assert {row["largest_difference"] for row in rows} == {"0.0e+00"}
     assert [row["peak_mib"] for row in rows if row["stage"] == "the index, all stages"] == ["1", "1"]
     assert good.to_dict()["seconds"]["search"] == {report.OFF: 4.0, report.ON: 2.0}
 
