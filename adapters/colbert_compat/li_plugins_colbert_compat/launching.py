@@ -18,7 +18,7 @@ from colbert.infra.launcher import setup_new_process
 from torch import multiprocessing
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from li_plugins.api import Decline
+from li_plugins.api import Decline, carried
 
 SECONDS = 1.0
 """How long an answer is waited for before the processes are looked at."""
@@ -40,9 +40,10 @@ def launch(self: Any, custom_config: Any, *args: Any) -> Any:
     # not of the global generator: a seed must not give two runs on one machine the same port
     port = str(12355 + random.SystemRandom().randint(0, 1000))
     processes: list[Any] = []
+    callee = carried(self.callee)
     for rank in range(self.nranks):
         config = type(custom_config).from_existing(custom_config, self.run_config, RunConfig(rank=rank))
-        inputs = (self.callee, port, answers, config, *args)
+        inputs = (callee, port, answers, config, *args)
         processes.append(multiprocessing.Process(target=setup_new_process, args=inputs))
     torch.cuda.empty_cache()
     try:

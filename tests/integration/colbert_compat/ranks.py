@@ -14,6 +14,13 @@ def number(config: Any) -> int:
     return config.rank * 10
 
 
+def enabled(config: Any) -> list[str]:
+    """Return the adapters that are enabled in this process."""
+    import li_plugins
+
+    return sorted({row.adapter for row in li_plugins.status().rows if row.state in ("patched", "armed")})
+
+
 def raises_on_the_last(config: Any, started: str) -> int:
     """Raise on the last rank; the others work for as long as they are let."""
     if config.rank == config.nranks - 1:

@@ -18,6 +18,8 @@ from colbert.infra.launcher import Launcher
 from conftest import Unmended
 from torch.multiprocessing import ProcessExitedException
 
+import li_plugins
+
 
 @pytest.fixture
 def _forked() -> Iterator[None]:
@@ -89,6 +91,13 @@ def test_what_the_ranks_return_comes_in_their_order(tmp_path: Path, unmended: Un
     with unmended():
         assert launch(ranks.number, tmp_path, nranks=3, return_all=True) == [0, 10, 20]
     assert [ours.count(f"#> {word}...") for word in ("Starting", "Joined")] == [3, 3]
+
+
+@pytest.mark.switches
+def test_a_rank_is_mended_as_its_parent_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LI_PLUGINS", raising=False)
+    li_plugins.enable("colbert-compat", strict=True)
+    assert launch(ranks.enabled, tmp_path) == ["colbert-compat"]
 
 
 def test_what_cannot_be_sent_to_a_rank_raises_and_leaves_none(tmp_path: Path) -> None:
