@@ -75,6 +75,28 @@ def call_unpatched(function: Callable[..., Any], *arguments: Any, **keywords: An
         return original(*arguments, **keywords)
 
 
+def outcome(call: Callable[[], Any]) -> Any:
+    """Return the result, or the class and message of the exception."""
+    try:
+        return call()
+    except Exception as error:  # any: it is compared with the library's
+        return type(error), str(error)
+
+
+def functions_seen(call: Callable[[type[Tensor]], object]) -> list[str]:
+    """Return the names of torch's functions that a call sees which is given a subclass of tensors that traces them."""
+    seen: list[str] = []
+
+    class Traced(Tensor):
+        @classmethod
+        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(getattr(func, "__name__", ""))
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    call(Traced)
+    return seen
+
+
 def assert_parity(
     function: Callable[..., Tensor],
     embeddings: list[Any],

@@ -22,8 +22,9 @@ KEPT = "_li_plugins_kept"
 MOST_PASSAGES = 25_000
 """The library's chunk: beyond, its second encoding cuts other batches than the first, with other roundings."""
 CHECKPOINT = "colbert.modeling.checkpoint", "Checkpoint"
-KEYS_OF_OTHERS = frozenset({"docFromText", "doc"})
-"""Methods that somebody may have replaced on a checkpoint: they are called as the library calls them."""
+"""The class whose methods are known, by name: it is not imported here, as above."""
+REPLACEABLE = frozenset({"docFromText", "doc"})
+"""Methods of a checkpoint; one that somebody replaced on the object is called as the library calls it."""
 
 
 class Kept(NamedTuple):
@@ -63,7 +64,7 @@ def encode_passages(self: Any, passages: list[str]) -> tuple[Tensor, list[int]] 
 def _encode(encoder: Any, passages: list[str]) -> tuple[Tensor, list[int]]:
     checkpoint, config = encoder.checkpoint, encoder.config
     usual = (type(checkpoint).__module__, type(checkpoint).__qualname__) == CHECKPOINT
-    if usual and not KEYS_OF_OTHERS & vars(checkpoint).keys() and config.pool_factor == 1:
+    if usual and not REPLACEABLE & vars(checkpoint).keys() and config.pool_factor == 1:
         return trimmed.encode(checkpoint, passages, config.index_bsize)
     return checkpoint.docFromText(
         passages,

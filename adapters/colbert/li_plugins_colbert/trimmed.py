@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 
 def encode(checkpoint: Any, passages: list[str], bsize: int) -> tuple[Tensor, list[int]]:

@@ -75,6 +75,14 @@ def embeddings(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.nn.functional.normalize(torch.randn(*shape), dim=-1).to(dtype)
 
 
+def odd(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    """Return queries and documents of one of ``SHAPES``, and a mask of the documents."""
+    queries, documents, query_tokens, document_tokens, width = shape
+    mask = lengths((documents, document_tokens))
+    pair = [(queries, query_tokens), (documents, document_tokens)]
+    return [embeddings(*size, width, dtype=dtype) for size in pair], mask
+
+
 def ragged(*sizes: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     return [embeddings(size, 16, dtype=dtype) for size in sizes]
 

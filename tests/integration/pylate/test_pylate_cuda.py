@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from score_cases import EMPTY, KINDS, MASKS, SHAPES, Kind, embeddings, lengths, strided
+from score_cases import EMPTY, KINDS, MASKS, SHAPES, Kind, embeddings, odd, strided
 from test_pylate_rank import assert_same, collection, deep
 
 from li_plugins.testing.parity import assert_parity, call_unpatched
@@ -41,22 +41,10 @@ def test_masks_weigh_as_in_pylate(scores: ModuleType, kind: Kind, mask: str, dty
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("queries", "documents", "query_tokens", "document_tokens", "width"), SHAPES)
-def test_odd_shapes(
-    scores: ModuleType,
-    queries: int,
-    documents: int,
-    query_tokens: int,
-    document_tokens: int,
-    width: int,
-    dtype: torch.dtype,
-) -> None:
-    mask = lengths((documents, document_tokens)).cuda()
-    pair = [
-        embeddings(queries, query_tokens, width, dtype=dtype).cuda(),
-        embeddings(documents, document_tokens, width, dtype=dtype).cuda(),
-    ]
-    assert_parity(scores.colbert_scores, pair, None, mask, wanted=(True, True))
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_odd_shapes(scores: ModuleType, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    pair, mask = odd(shape, dtype)
+    assert_parity(scores.colbert_scores, [side.cuda() for side in pair], None, mask.cuda(), wanted=(True, True))
 
 
 @pytest.mark.parametrize(("queries", "documents"), EMPTY)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -13,15 +12,7 @@ from score_cases import KINDS, Kind, embeddings, ragged
 from torch import Tensor
 
 import li_plugins
-from li_plugins.testing.parity import call_unpatched
-
-
-def outcome(call: Callable[[], Any]) -> Any:
-    """Return the result, or the class and message of the exception."""
-    try:
-        return call()
-    except Exception as error:  # any: it is compared with the library's
-        return type(error), str(error)
+from li_plugins.testing.parity import call_unpatched, functions_seen, outcome
 
 
 def q(*shape: int) -> Tensor:
@@ -96,15 +87,8 @@ def test_iterators_reach_the_library_unread(scores: ModuleType) -> None:
 
 @pytest.mark.allow_fallback(reason="subclasses may give einsum a meaning of their own")
 def test_subclasses_reach_the_library(scores: ModuleType) -> None:
-    seen = []
-
-    class Traced(Tensor):
-        @classmethod
-        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            seen.append(getattr(func, "__name__", ""))
-            return super().__torch_function__(func, types, args, kwargs or {})
-
-    scores.colbert_scores(embeddings(2, 3, 8).as_subclass(Traced), embeddings(2, 3, 8))
+    sides = embeddings(2, 3, 8), embeddings(2, 3, 8)
+    seen = functions_seen(lambda traced: scores.colbert_scores(sides[0].as_subclass(traced), sides[1]))
     assert "einsum" in seen
 
 
@@ -147,10 +131,12 @@ def test_a_backend_by_name_is_the_users_word(
 
 @pytest.mark.parametrize("backend", [None, "auto", "AUTO"])
 @pytest.mark.parametrize("name", CALLS)
-def test_auto_is_ours(scores: ModuleType, name: str, backend: Any) -> None:
+def test_auto_is_ours(scores: ModuleType, name: str, backend: Any, li_plugins_counts: Any) -> None:
     with_backend(scores)
     function = Kind(name, lambda *_: ()).function(scores)
     function(*[embeddings(*shape) for shape in CALLS[name]], backend=backend)
+    assert li_plugins_counts.calls
+    assert not li_plugins_counts.declines
 
 
 @pytest.mark.allow_fallback(reason="PyLate's variable names a backend")

@@ -11,7 +11,7 @@ import torch
 from pylate.losses.contrastive import extract_skiplist_mask
 from pylate.models import ColBERT
 
-from li_plugins.testing.parity import call_unpatched
+from li_plugins.testing.parity import call_unpatched, outcome
 
 DTYPES = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.float32, torch.float64]
 SKIPLISTS = {
@@ -35,14 +35,6 @@ def test_the_mask_is_pylates(skiplist: str, dtype: torch.dtype) -> None:
         library = call_unpatched(ColBERT.skiplist_mask, input_ids, SKIPLISTS[skiplist])
         assert (ours.dtype, ours.device, ours.shape) == (library.dtype, library.device, library.shape)
         assert torch.equal(ours, library)
-
-
-def outcome(call: Callable[[], Any]) -> Any:
-    """Return the result, or the class and message of the exception."""
-    try:
-        return call()
-    except Exception as error:  # any: it is compared with the library's
-        return type(error), str(error)
 
 
 @pytest.mark.allow_fallback(reason="torch.isin has no answer where the library has one")

@@ -15,7 +15,7 @@ from torch import Tensor
 import li_plugins
 from li_plugins.ops import arguments, ragged
 from li_plugins.testing.oracle import judge
-from li_plugins.testing.parity import call_unpatched
+from li_plugins.testing.parity import call_unpatched, outcome
 
 Arguments = tuple[list[list[str]], list[Any], list[Any]]
 
@@ -34,14 +34,6 @@ def collection(seed: int = 0) -> Arguments:
 
 def deep(change: Callable[[Tensor], Any], value: Any) -> Any:
     return [deep(change, item) for item in value] if isinstance(value, list) else change(value)
-
-
-def outcome(call: Callable[[], Any]) -> Any:
-    """Return the result, or the class and message of the exception."""
-    try:
-        return call()
-    except Exception as error:  # any: it is compared with the library's
-        return type(error), str(error)
 
 
 def assert_same(rank: ModuleType, *arguments: Any, tolerance: float = 1e-5, **keywords: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from score_cases import EMPTY, KINDS, MASKS, SHAPES, Kind, embeddings, lengths, ragged, strided
+from score_cases import EMPTY, KINDS, MASKS, SHAPES, Kind, embeddings, lengths, odd, ragged, strided
 from torch import Tensor
 
 from li_plugins.testing.parity import assert_parity, call_unpatched
@@ -44,21 +44,9 @@ def test_a_masked_token_beats_negative_similarities(scores: ModuleType, kind: Ki
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("queries", "documents", "query_tokens", "document_tokens", "width"), SHAPES)
-def test_odd_shapes(
-    scores: ModuleType,
-    queries: int,
-    documents: int,
-    query_tokens: int,
-    document_tokens: int,
-    width: int,
-    dtype: torch.dtype,
-) -> None:
-    mask = lengths((documents, document_tokens))
-    pair = [
-        embeddings(queries, query_tokens, width, dtype=dtype),
-        embeddings(documents, document_tokens, width, dtype=dtype),
-    ]
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_odd_shapes(scores: ModuleType, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    pair, mask = odd(shape, dtype)
     assert_parity(scores.colbert_scores, pair, None, mask, wanted=BOTH_GRADS)
 
 

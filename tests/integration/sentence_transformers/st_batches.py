@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from sentence_transformers.multi_vector_encoder import scoring
@@ -84,11 +84,3 @@ def pair(kind: Kind, dtype: torch.dtype = torch.float32) -> list[Tensor]:
 def forget_warnings() -> None:
     """Clear the cache behind ``warning_once``."""
     logging.Logger.warning_once.cache_clear()  # type: ignore[attr-defined]
-
-
-def outcome(call: Callable[[], Any]) -> Any:
-    """Return the result, or the class and message of the exception."""
-    try:
-        return call()
-    except Exception as error:  # any: it is compared with the library's
-        return type(error), str(error)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers.util import similarity
-from st_batches import KINDS, PUBLIC, Kind, embeddings, first_masked, forget_warnings, outcome, pair
+from st_batches import KINDS, PUBLIC, Kind, embeddings, first_masked, forget_warnings, pair
 from torch import Tensor
 
-from li_plugins.testing.parity import call_unpatched
+from li_plugins.testing.parity import call_unpatched, functions_seen, outcome
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=repr)
@@ -97,15 +97,8 @@ def test_a_mask_that_requires_a_gradient_gets_it() -> None:
 
 @pytest.mark.allow_fallback(reason="subclasses may give einsum a meaning of their own")
 def test_subclasses_reach_the_library() -> None:
-    seen = []
-
-    class Traced(Tensor):
-        @classmethod
-        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            seen.append(getattr(func, "__name__", ""))
-            return super().__torch_function__(func, types, args, kwargs or {})
-
-    similarity.maxsim(embeddings(2, 3, 8).as_subclass(Traced), embeddings(2, 3, 8))
+    sides = embeddings(2, 3, 8), embeddings(2, 3, 8)
+    seen = functions_seen(lambda traced: similarity.maxsim(sides[0].as_subclass(traced), sides[1]))
     assert "einsum" in seen
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers.util import similarity
-from st_batches import BOTH_GRADS, HALVES, embeddings, forget_warnings, outcome
+from st_batches import BOTH_GRADS, HALVES, embeddings, forget_warnings
 from torch import Tensor
 
 import li_plugins
 from li_plugins.ops import dispatch
-from li_plugins.testing.parity import assert_parity, call_unpatched
+from li_plugins.testing.parity import assert_parity, call_unpatched, outcome
 
 CROSS = "maxsim"
 PAIRS = "maxsim_pairwise"

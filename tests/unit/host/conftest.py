@@ -6,6 +6,7 @@ import importlib
 import sys
 from contextlib import suppress
 
+import patched_library
 import pytest
 
 from li_plugins.api import Target
@@ -32,6 +33,18 @@ def patched():
             patch.undo(record)
         except RestoreRefused:  # the test took the function over and its module is about to be forgotten
             patch._live = tuple(other for other in patch._live if other is not record)
+
+
+@pytest.fixture
+def lib(site):
+    site.module("lib.core", patched_library.CORE)
+    site.module("lib.user", patched_library.USER)
+    return importlib.import_module("lib.core")
+
+
+@pytest.fixture
+def user(lib):
+    return importlib.import_module("lib.user")
 
 
 @pytest.fixture
