@@ -42,8 +42,7 @@ BUILTIN = (
         devices=("cuda",),
         dtypes=("float16", "bfloat16", "float32"),
         arch=(80, 129),
-        # after the one of plain torch until it has run on a GPU: the interpreter alone has judged it
-        priority=-10,
+        priority=100,
     ),
     *_plain("smooth_maxsim", "li_plugins.ops.smooth_maxsim.{}:KERNEL", grad=True),
     *_plain("assign", "li_plugins.ops.kmeans.{}:ASSIGN"),
