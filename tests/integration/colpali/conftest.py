@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
 
@@ -28,6 +30,13 @@ _enabled = enabling(
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare with the library's own code, even where late-interaction-kernels is installed: it has 16-bit products."""
+    if hasattr(import_module("colpali_engine.loss.late_interaction_losses"), "maxsim_inbatch"):
+        monkeypatch.setattr(import_module("colpali_engine.utils._lik_backend"), "_IMPORT_OK", False)
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:

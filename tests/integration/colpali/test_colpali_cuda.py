@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
 from colpali_engine.compression.token_pooling import HierarchicalTokenPooler
 from colpali_engine.loss import late_interaction_losses as library
-from colpali_engine.utils import processing_utils
 from test_colpali_losses import LOSSES, NEGATIVE, ONE_NEGATIVE, OPTIONS, arguments, assert_same, outcome
 from test_colpali_scoring import assert_same as assert_same_scores
 from test_colpali_scoring import texts
@@ -27,13 +25,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compare with the library's own code, even where late-interaction-kernels is installed: it has 16-bit products."""
-    if hasattr(processing_utils, "maxsim_inbatch"):
-        monkeypatch.setattr(import_module("colpali_engine.utils._lik_backend"), "_IMPORT_OK", False)
 
 
 def embeddings(*shape: int, dtype: torch.dtype = torch.float32, padding: int = 0) -> Tensor:

@@ -30,6 +30,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True)
+def _convolutions_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page's patches are convolved, on a GPU in TF32 unless told: an error of the encoder's own."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def collection() -> tuple[Tensor, Tensor, Tensor]:
     """Return pages, words beside them, and a query of three to six words for each."""
     generator = torch.Generator().manual_seed(1)
