@@ -138,9 +138,21 @@ def supported(request: Request | Decline, supports: Callable[..., Support]) -> R
 def concatenated(texts: Sequence[Tensor], device: Any = None) -> Ragged:
     """Copy texts ``[length, d]`` into one block, on ``device`` or where they are; at least one text."""
     lengths = [len(text) for text in texts]
-    tokens = torch.cat(list(texts))
-    tokens = tokens if device is None else tokens.to(device)
+    tokens = _moved(list(texts), sum(lengths), device)
     return Ragged(tokens, torch.tensor([0, *accumulate(lengths)], device=tokens.device), max(lengths), min(lengths))
+
+
+def _moved(texts: list[Tensor], length: int, device: Any) -> Tensor:
+    """Return texts one after the other, on ``device`` unless ``None``."""
+    first = texts[0]
+    is_tracked = torch.is_grad_enabled() and any(text.requires_grad for text in texts)
+    if device is None or is_tracked or first.device.type != "cpu" or torch.device(device).type != "cuda":
+        tokens = torch.cat(texts)
+        return tokens if device is None else tokens.to(device)
+    # Torch keeps pinned memory for the next time: no page is mapped anew, and the GPU fetches it while the next texts
+    # are put together.
+    staged = torch.empty((length, first.shape[1]), dtype=first.dtype, pin_memory=True)
+    return torch.cat(texts, out=staged).to(device, non_blocking=True)
 
 
 def unlike(side: str, texts: Sequence[Any]) -> Decline | None:

@@ -14,7 +14,7 @@ from li_plugins.ops.arguments import Request
 from li_plugins.ops.dispatch import Plan
 from li_plugins.ops.maxsim import explain_maxsim_packed, maxsim_packed, supports_maxsim_packed
 
-BYTES_PER_LAUNCH = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
+BYTES_PER_LAUNCH = {"cpu": 8 * 2**20, "cuda": 64 * 2**20}
 """Document embeddings that one launch takes, by device; bounds the copy that puts them one after the other.
 
 On the CPU small enough for the C library to keep the memory for the next launch: what it maps anew costs a page fault
@@ -69,25 +69,13 @@ def requests(
     where = packed_queries.tokens.device
     sizes = [arguments.bytes_of(document) for document in lists[1]]
     for run in arguments.runs(sizes, bytes_per_launch(where)):
-        packed_documents = arguments.concatenated(lists[1][run], device)
-        multiplied = arguments.as_multiplied(
-            packed_queries.tokens, packed_documents.tokens, query_rank=2, document_rank=2
-        )
-        if isinstance(multiplied, Decline):
-            yield multiplied
+        # nothing here holds on to a request: the next is made when the memory of the last is free
+        request = _request(packed_queries, lists[1][run], floors[run] if floored else [], device, out_dtype)
+        is_refused = isinstance(request, Decline)
+        yield request
+        del request
+        if is_refused:
             return
-        floor = floors[run]
-        request: Request = {
-            "queries": multiplied[0],
-            "documents": multiplied[1],
-            "query_offsets": packed_queries.offsets,
-            "document_offsets": packed_documents.offsets,
-            "floor": torch.tensor(floor, device=where) if floored and any(floor) else None,
-            "out_dtype": out_dtype,
-            "max_query_length": packed_queries.longest,
-            "max_document_length": packed_documents.longest,
-        }
-        yield arguments.supported(request, supports_maxsim_packed)
 
 
 def scores(launches: Iterator[Request | Decline]) -> Tensor | Decline:
@@ -97,6 +85,7 @@ def scores(launches: Iterator[Request | Decline]) -> Tensor | Decline:
         if isinstance(request, Decline):
             return request
         columns.append(maxsim_packed(**request))
+        del request
     return torch.cat(columns, dim=1)
 
 
@@ -104,6 +93,30 @@ def explained(launches: Iterator[Request | Decline]) -> Plan | Decline:
     """Return the plan of the first request, or why there is none."""
     request = next(launches)
     return request if isinstance(request, Decline) else explain_maxsim_packed(**request)
+
+
+def _request(
+    queries: arguments.Ragged,
+    documents: list[Tensor],
+    floor: list[bool],
+    device: torch.device | None,
+    out_dtype: torch.dtype | None,
+) -> Request | Decline:
+    packed = arguments.concatenated(documents, device)
+    multiplied = arguments.as_multiplied(queries.tokens, packed.tokens, query_rank=2, document_rank=2)
+    if isinstance(multiplied, Decline):
+        return multiplied
+    request: Request = {
+        "queries": multiplied[0],
+        "documents": multiplied[1],
+        "query_offsets": queries.offsets,
+        "document_offsets": packed.offsets,
+        "floor": torch.tensor(floor, device=packed.tokens.device) if any(floor) else None,
+        "out_dtype": out_dtype,
+        "max_query_length": queries.longest,
+        "max_document_length": packed.longest,
+    }
+    return arguments.supported(request, supports_maxsim_packed)
 
 
 def _unbatched(batch_size: Any) -> Decline | None:

@@ -105,6 +105,7 @@ def joined(launches: Launches, device: torch.device) -> Tensor | Decline:
         if isinstance(launch, Decline):
             return launch
         scores.append(launch.scores().to(device))
+        del launch  # the next one is made when the memory of this one is free
     return scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)
 
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from li_plugins.api import Decline
 from li_plugins.ops import arguments
 
-CPU_ELEMENTS_PER_LAUNCH = 2**21
-"""Embedding elements that one launch on the CPU puts one after the other.
+ELEMENTS_PER_LAUNCH = {"cpu": 2**21, "cuda": 2**24}
+"""Embedding elements that one launch puts one after the other, by device.
 
-Small enough for the C library to keep the memory for the next launch: what it maps anew costs a page fault per page.
+On the CPU small enough for the C library to keep the memory for the next launch: what it maps anew costs a page fault
+per page.
 """
 
 
@@ -40,4 +41,4 @@ def elements(chunk_elements: int | None, taken: int, device: torch.device) -> in
     budget = _similarity._MAXSIM_CHUNK_ELEMENT_BUDGET if chunk_elements is None else chunk_elements
     if taken > budget:
         return Decline(f"queries of {taken} elements exceed the budget of {budget}: the library cuts them too")
-    return min(budget - taken, CPU_ELEMENTS_PER_LAUNCH) if device.type == "cpu" else budget - taken
+    return min(budget - taken, ELEMENTS_PER_LAUNCH.get(device.type, budget))

@@ -16,6 +16,12 @@ from li_plugins.ops.maxsim.tuning_sizes import Card, Sizes
 INTERPRETED = not isinstance(maxsim_forward, triton.JITFunction)
 """Whether TRITON_INTERPRET=1 was set when triton was imported: kernels run in Python, on tensors of the CPU too."""
 
+HALVED_ROWS = 64
+"""Query tokens from which on fp32 is multiplied in halves: with fewer, reading the embeddings is what takes time."""
+
+HALVED_WIDTH = 128
+"""Most dimensions of halves that fit a multiprocessor: a tile of queries and three of documents."""
+
 # What the kernels tell apart: whether every query meets all documents, its own, or those of a list
 _LAYOUTS = {
     Layout.CROSS: "CROSS",
@@ -28,7 +34,7 @@ _LAYOUTS = {
 def sizes_of(problem: Problem) -> Sizes:
     """Return what decides about blocks."""
     queries, offsets = problem.queries, problem.query_offsets
-    return Sizes(
+    sizes = Sizes(
         _LAYOUTS[problem.layout],
         offsets is not None,
         queries.element_size(),
@@ -37,6 +43,19 @@ def sizes_of(problem: Problem) -> Sizes:
         problem.max_query_length,
         1 if problem.pair_queries is not None else problem.scores_shape[-1],
         problem.max_document_length,
+    )
+    return sizes._replace(is_halved=_is_halved(sizes, queries.device))
+
+
+def _is_halved(sizes: Sizes, device: torch.device) -> bool:
+    return (
+        sizes.element_size == 4
+        and sizes.layout == "CROSS"
+        and sizes.width <= HALVED_WIDTH
+        and sizes.queries * sizes.query_length >= HALVED_ROWS
+        and precision() == "bf16x6"
+        and device.type == "cuda"
+        and card_of(device).capability == 90  # where it was measured what its products are cut by
     )
 
 
@@ -94,7 +113,8 @@ def precision() -> str:
     """Return how fp32 embeddings are multiplied; 16-bit embeddings ignore it.
 
     In TF32 if the user allowed it. Else as three bf16 numbers each, whose six largest products keep fp32's 24 bits, on
-    tensor cores; before triton 3.6, and in its interpreter, in fp32 itself.
+    tensor cores (the forward of many query tokens on Hopper in halves, see ``triton_halves``); before triton 3.6, and
+    in its interpreter, in fp32 itself.
     """
     if torch.backends.cuda.matmul.allow_tf32:
         return "tf32"

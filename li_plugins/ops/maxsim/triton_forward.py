@@ -15,6 +15,7 @@ win again: the first of equals stays.
 import triton
 import triton.language as tl
 
+from li_plugins.ops.maxsim.triton_halves import load_halves, product_of_halves, restored
 from li_plugins.ops.maxsim.triton_kept import KEPT_FIELDS
 from li_plugins.ops.maxsim.triton_tiles import (
     CLASSES,
@@ -40,6 +41,8 @@ _FAR = tl.constexpr(2**30)
 @triton.jit
 def _tile(
     documents,
+    document_factors,
+    document_first,
     document_start,
     first,
     column,
@@ -49,6 +52,9 @@ def _tile(
     query_live,
     near_query,
     far_query,
+    near_low,
+    far_low,
+    query_factor,
     DIM: tl.constexpr,
     NEAR: tl.constexpr,
     FAR: tl.constexpr,
@@ -63,21 +69,27 @@ def _tile(
     """
     token = tl.minimum(column, end - 1)
     rows = documents + document_start + first.to(tl.int64) * row_stride + token.to(tl.int64) * row_stride
-    similarity, _near, _far = products(
-        query_rows,
-        query_live,
-        near_query,
-        far_query,
-        rows,
-        end > 0,
-        DIM,
-        NEAR,
-        FAR,
-        ROWS,
-        BLOCK_N,
-        PRECISION,
-        INTERPRET,
-    )
+    if document_factors is not None:
+        factor = tl.load(document_factors + document_first + first + token)
+        similarity = product_of_halves(
+            near_query, near_low, far_query, far_low, query_factor, rows, token >= 0, factor, NEAR, FAR
+        )
+    else:
+        similarity, _near, _far = products(
+            query_rows,
+            query_live,
+            near_query,
+            far_query,
+            rows,
+            end > 0,
+            DIM,
+            NEAR,
+            FAR,
+            ROWS,
+            BLOCK_N,
+            PRECISION,
+            INTERPRET,
+        )
     return similarity, first + token
 
 
@@ -154,8 +166,10 @@ def _document(
 
 @triton.jit(do_not_specialize=FORWARD_SIZES)
 def maxsim_forward(
-    queries,  # [A, Lq, d] or [Tq, d]
-    documents,  # [B, Ld, d], [A, K, Ld, d] or [Td, d]
+    queries,  # [A, Lq, d] or [Tq, d]; as maxsim_halves splits them where there are factors
+    documents,  # [B, Ld, d], [A, K, Ld, d] or [Td, d]; likewise
+    query_factors,  # as queries without d, contiguous; or None
+    document_factors,  # as documents without d, contiguous; or None
     query_weights,  # as queries without d, contiguous; or None
     document_mask,  # as documents without d, contiguous; or None
     kept,  # [documents, KEPT_FIELDS], what maxsim_kept says of the mask; or None
@@ -225,7 +239,12 @@ def maxsim_forward(
     live = token < query_length
 
     query_rows = queries + query_start + token.to(tl.int64) * query_row_stride
-    near_query, far_query = load_query(query_rows, live, DIM, NEAR, FAR, INTERPRET)
+    near_low, far_low, query_factor = 0, 0, 0.0
+    if query_factors is not None:
+        near_query, near_low, far_query, far_low = load_halves(query_rows, live, NEAR, FAR)
+        query_factor = restored(query_factors, query_first + token, live, INTERPRET)
+    else:
+        near_query, far_query = load_query(query_rows, live, DIM, NEAR, FAR, INTERPRET)
     weight = 0.0
     if query_weights is not None:
         weight = load_factor(query_weights, query_first + token, live, INTERPRET).to(tl.float32)
@@ -264,6 +283,8 @@ def maxsim_forward(
             first = tl.minimum(start, tl.maximum(end - BLOCK_N, 0))
             similarity, at = _tile(
                 documents,
+                document_factors,
+                document_first,
                 document_start,
                 first,
                 column,
@@ -273,6 +294,9 @@ def maxsim_forward(
                 live,
                 near_query,
                 far_query,
+                near_low,
+                far_low,
+                query_factor,
                 DIM,
                 NEAR,
                 FAR,
@@ -368,6 +392,8 @@ def maxsim_forward(
                 first = tl.minimum(start, tl.maximum(end - BLOCK_N, 0))
                 similarity, at = _tile(
                     documents,
+                    document_factors,
+                    document_first,
                     document_start,
                     first,
                     column,
@@ -377,6 +403,9 @@ def maxsim_forward(
                     live,
                     near_query,
                     far_query,
+                    near_low,
+                    far_low,
+                    query_factor,
                     DIM,
                     NEAR,
                     FAR,

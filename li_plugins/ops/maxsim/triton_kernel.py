@@ -24,6 +24,7 @@ from li_plugins.ops.maxsim.triton_arguments import (
 from li_plugins.ops.maxsim.triton_device import on, support
 from li_plugins.ops.maxsim.triton_forward import maxsim_forward
 from li_plugins.ops.maxsim.triton_gradients import document_gradient, query_gradient
+from li_plugins.ops.maxsim.triton_halves import halves
 from li_plugins.ops.maxsim.triton_kept import KEPT_FIELDS, maxsim_kept
 from li_plugins.ops.maxsim.tuning_sizes import Sizes
 
@@ -87,7 +88,12 @@ KERNEL = TritonMaxSim()
 
 
 def _launch(problem: Problem, sizes: Sizes, chosen: tuning.Forward, scores: Tensor, winners: Tensor | None) -> None:
-    queries, documents = rows(problem.queries), rows(problem.documents)
+    queries, documents, query_factors, document_factors = problem.queries, problem.documents, None, None
+    if sizes.is_halved:
+        width = chosen.blocks.NEAR + chosen.blocks.FAR
+        queries, query_factors = halves(queries, width)
+        documents, document_factors = halves(documents, width)
+    queries, documents = rows(queries), rows(documents)
     items = sizes.queries if problem.pair_queries is None else problem.pair_queries.shape[0]
     document_mask, lengths = plain(problem.document_mask), plain(problem.document_lengths)
     document_offsets = plain(problem.document_offsets)
@@ -100,6 +106,8 @@ def _launch(problem: Problem, sizes: Sizes, chosen: tuning.Forward, scores: Tens
             (
                 queries,
                 documents,
+                query_factors,
+                document_factors,
                 plain(problem.query_weights),
                 document_mask,
                 kept,

@@ -99,11 +99,13 @@ def built_in_forward(sizes: Sizes, card: Card) -> Forward:
     Tall tiles, so that a document's tokens travel to a multiprocessor seldom; few registers, so that two programs share
     it and one multiplies while the other looks for maxima.
     """
-    near, far = dimensions(sizes.width, sizes.element_size)
+    near, far = _dimensions(sizes)
     row_bytes = (near + far) * sizes.element_size
     in_one = near + far >= sizes.width
     most = 128
-    if in_one and row_bytes <= 256 and card.shared_memory >= 200_000:
+    if sizes.is_halved:
+        most = 128
+    elif in_one and row_bytes <= 256 and card.shared_memory >= 200_000:
         most = 256
     elif sizes.element_size == 2 and (not in_one or row_bytes > 640):
         most = 64
@@ -114,7 +116,9 @@ def built_in_forward(sizes: Sizes, card: Card) -> Forward:
     warps = 8 if rows == 256 or (is_wide and rows >= 64) else 4 if rows > 32 else 2
     # in one piece the query tile stays, in several it comes with the document's
     waiting = rows + 3 * columns if in_one else 3 * (rows + columns)
-    stages = 3 if row_bytes * waiting <= min(card.shared_memory, 116_000) else 2
+    # two programs share a multiprocessor, but for halves: those take a whole one
+    room = card.shared_memory if sizes.is_halved else min(card.shared_memory, 116_000)
+    stages = 3 if row_bytes * waiting <= room else 2
     return Forward(blocks, _documents(sizes, blocks, card), Options(warps, stages, 128 if rows == 256 else None))
 
 
@@ -130,7 +134,7 @@ def _cut(sizes: Sizes, most: int, columns: int) -> ForwardBlocks:
         flat = True
         rows = min(most, power_of_two(rows_of_batch))
         tokens, slots = rows, power_of_two((rows - 1) // sizes.query_length + 2)
-    return ForwardBlocks(rows, tokens, slots, flat, columns, *dimensions(sizes.width, sizes.element_size))
+    return ForwardBlocks(rows, tokens, slots, flat, columns, *_dimensions(sizes))
 
 
 def tiles(blocks: ForwardBlocks, queries: int, query_length: int) -> int:
@@ -152,7 +156,7 @@ def _documents(sizes: Sizes, blocks: ForwardBlocks, card: Card, asked: int | Non
     rows_of_tiles = tiles(blocks, sizes.queries, sizes.query_length)
     per_document = -(-sizes.document_length // blocks.BLOCK_N)
     read_queries = blocks.ROWS // blocks.BLOCK_N
-    places = 2 * card.processors
+    places = card.processors if sizes.is_halved else 2 * card.processors
 
     def duration(documents: int) -> int:
         rounds = -(-rows_of_tiles * -(-sizes.documents // documents) // places)
@@ -204,6 +208,13 @@ def sorted_gradient(sizes: Sizes, card: Card) -> SortedGradient:
         block_d = min(tuning_rows.number(row, "BLOCK_D"), power_of_two(sizes.width, 16))
         return SortedGradient(tuning_rows.number(row, "ENTRIES"), block_d, tuning_rows.options(row))
     return SortedGradient(64, min(power_of_two(sizes.width, 16), 128), Options(2, 3, 168))
+
+
+def _dimensions(sizes: Sizes) -> tuple[int, int]:
+    if sizes.is_halved:
+        width = power_of_two(sizes.width, 16)
+        return min(width, 64), max(width - 64, 0)
+    return dimensions(sizes.width, sizes.element_size)
 
 
 def dimensions(width: int, element_size: int) -> tuple[int, int]:

@@ -61,8 +61,9 @@ def key(phase: str, sizes: Sizes, card: Card) -> str:
     """Return what a row is stored by: exact where the kernel is another one, else the next power of two."""
     return (
         f"{phase} sm_{card.capability} x{card.processors} {'packed ' if sizes.is_packed else ''}{sizes.layout} "
-        f"{sizes.element_size}-byte d={sizes.width} Lq={power_of_two(sizes.query_length)} "
-        f"Ld={power_of_two(sizes.document_length)} rows={power_of_two(sizes.queries * sizes.query_length)} "
+        f"{sizes.element_size}-byte {'halved ' if sizes.is_halved else ''}d={sizes.width} "
+        f"Lq={power_of_two(sizes.query_length)} Ld={power_of_two(sizes.document_length)} "
+        f"rows={power_of_two(sizes.queries * sizes.query_length)} "
         f"documents={power_of_two(sizes.documents)}"
     )
 

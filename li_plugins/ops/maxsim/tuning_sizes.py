@@ -29,6 +29,8 @@ class Sizes(NamedTuple):
     documents: int
     """All of them, or the candidates of one query; 1 for pairs."""
     document_length: int
+    is_halved: bool = False
+    """Whether fp32 embeddings are multiplied as two fp16 numbers each (``triton_halves``)."""
 
 
 def power_of_two(number: int, least: int = 1) -> int:

@@ -18,7 +18,8 @@ def described(sizes: Sizes, card: Card, phase: str) -> tuple[str, ...]:
         adding = sorted_gradient(tuning.sorted_gradient(sizes, card))
         return (*lines, f"documents' gradient: winners sorted; {adding}{_source('documents', sizes, card)}")
     want_winners = phase == "winners"
-    line = f"{forward(tuning.forward(sizes, want_winners, card))}{_source(phase, sizes, card)}"
+    halved = "fp32 as two fp16 numbers each, " if sizes.is_halved else ""
+    line = f"{halved}{forward(tuning.forward(sizes, want_winners, card))}{_source(phase, sizes, card)}"
     if not want_winners:
         return (line,)
     return line, f"winners {'sorted' if tuning.sorting(sizes) is not None else 'not sorted'} in the backward"

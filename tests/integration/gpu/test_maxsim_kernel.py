@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import views
-from libraries import einsum_step
+from libraries import einsum_scores, einsum_step
 
 from li_plugins.ops.maxsim.problem import Layout, Problem
 from li_plugins.ops.maxsim.triton_kernel import KERNEL
@@ -80,6 +80,23 @@ def test_reranking_ragged_documents(layout):
         layout, queries=2, documents=500, query_length=32, document_length=220, dim=128, dtype=BF16, device="cuda"
     )
     check_kernel(KERNEL, problem)
+
+
+@pytest.mark.parametrize("sizes", [(64, 128, 32, 180, 128), (16, 64, 32, 1030, 128), (64, 64, 24, 300, 96)], ids=str)
+@pytest.mark.parametrize("alike", [0.0, 1.0], ids=["random", "alike"])
+def test_fp32_scores_are_as_close_to_float64_as_torch_s(sizes, alike):
+    problem = crossed(*sizes, FP32)
+    common = torch.nn.functional.normalize(torch.randn(sizes[-1], device="cuda"), dim=-1)
+    queries, documents = (
+        torch.nn.functional.normalize(side + alike * common, dim=-1) for side in (problem.queries, problem.documents)
+    )
+    problem = replace(problem, queries=queries, documents=documents)
+    exact = einsum_scores(problem, queries.double(), documents.double())
+    scores, _ = KERNEL.forward(problem, False)
+    ours, library = (
+        (found.double() - exact).norm() / exact.norm() for found in (scores, einsum_scores(problem, queries, documents))
+    )
+    assert ours <= 1.05 * library
 
 
 def test_fp32_is_true_fp32_unless_tf32_is_allowed(monkeypatch):

@@ -149,7 +149,7 @@ def test_many_documents_take_several_launches(monkeypatch: pytest.MonkeyPatch) -
 
     queries, documents = ragged(3, 5), ragged(*range(1, 40))
     expected = similarity.maxsim(queries, documents)
-    monkeypatch.setattr(_lists, "CPU_ELEMENTS_PER_LAUNCH", 1000)
+    monkeypatch.setitem(_lists.ELEMENTS_PER_LAUNCH, "cpu", 1000)
     assert launches(lambda: similarity.maxsim(queries, documents)) > 10
     torch.testing.assert_close(similarity.maxsim(queries, documents), expected)
     assert_parity(similarity.maxsim, [queries, documents], wanted=BOTH_GRADS)

@@ -180,6 +180,47 @@ def test_gradients_in_the_dtype_of_the_embeddings_are_exact_factors():
     check_kernel(KERNEL, problem)
 
 
+@pytest.fixture
+def halved(monkeypatch):
+    """fp32 in halves, however small the problem and whatever the device."""
+    monkeypatch.setattr(arguments, "_is_halved", lambda sizes, device: sizes.element_size == 4)
+
+
+@pytest.mark.parametrize("dim", [3, 48, 96, 128])
+@pytest.mark.parametrize("layout", [Layout.CROSS, Layout.PACKED_CROSS], ids=by_name)
+@pytest.mark.parametrize("rule", RULES, ids=by_name)
+def test_fp32_in_halves(rule, layout, dim, halved):
+    weights, mask = FACTORS[rule.name]
+    problem = random_problem(layout, rule, queries=3, documents=3, dim=dim, weights=weights, mask=mask)
+    check_kernel(KERNEL, problem)
+
+
+@pytest.mark.usefixtures("halved")
+def test_halves_of_rows_of_any_size():
+    problem = random_problem(Layout.CROSS, queries=4, documents=4, dim=64)
+    powers = torch.tensor([1e-18, 1e-6, 1.0, 1e12], device=DEVICE)[:, None, None]
+    large = replace(problem, queries=problem.queries * powers, documents=problem.documents * powers.flip(0))
+    check_kernel(KERNEL, large)
+    subnormal = replace(problem, queries=problem.queries * 1e-41, documents=problem.documents * 1e20)
+    exact = replace(subnormal, queries=subnormal.queries.double(), documents=subnormal.documents.double())
+    torch.testing.assert_close(KERNEL.forward(subnormal, False)[0], REFERENCE.forward(exact, False)[0].float())
+
+
+@pytest.mark.usefixtures("halved")
+def test_halves_of_what_is_not_finite():
+    problem = random_problem(Layout.CROSS, queries=3, documents=4, query_length=8, document_length=9, dim=16)
+    queries, documents = problem.queries.clone(), problem.documents.clone()
+    queries[0, 2, 3] = torch.inf
+    documents[1, 4, 5] = torch.nan
+    documents[2, 1, 0] = -torch.inf
+    problem = replace(problem, queries=queries, documents=documents, document_lengths=None)
+    scores, winners = KERNEL.forward(problem, True)
+    expected, expected_winners = REFERENCE.forward(problem, True)
+    assert not expected.isfinite().all()
+    torch.testing.assert_close(scores, expected, equal_nan=True)
+    assert torch.equal(winners, expected_winners)
+
+
 @pytest.mark.parametrize("rule", RULES[1:], ids=by_name)
 def test_what_is_masked_at_the_end_is_not_looked_at(rule):
     problem = random_problem(rule=rule, layout=Layout.CROSS, queries=2, documents=4, document_length=70, coarse=True)
