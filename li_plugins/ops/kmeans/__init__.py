@@ -93,7 +93,7 @@ def kmeans(
 
     The same rows, seed and device give the same centroids; torch's own random state is neither read nor changed.
     Clusters without rows, and with them the later ones of equal centroids, begin anew at rows drawn in proportion to
-    their squared distance.
+    their squared distance. Rows of 16 bits meet centroids that are rounded to their dtype; means are float32.
 
     Parameters
     ----------
