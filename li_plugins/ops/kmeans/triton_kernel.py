@@ -16,7 +16,7 @@ from li_plugins.ops.maxsim.tuning import built_in_forward
 from li_plugins.ops.maxsim.tuning_sizes import Sizes, power_of_two
 
 ROWS_AT_ONCE = 2**22
-"""Most rows whose groups, or whose order by cluster, are in memory at a time: 16 and some 100 MiB."""
+"""Most rows whose groups, or whose order by cluster, are in memory at a time: 16 and some 150 MiB."""
 
 WIDEST_TILE = 128
 """Most centroids that a tile has."""
