@@ -15,6 +15,7 @@ from torch import Tensor
 
 from li_plugins.ops.kmeans import reference
 from li_plugins.ops.kmeans.problem import AssignProblem, SumsProblem
+from li_plugins.ops.kmeans.ranks import Alone
 from li_plugins.ops.kmeans.training import train
 from li_plugins.testing.maxsim_cases import assert_close, poisoned_memory
 
@@ -227,7 +228,7 @@ def test_training_on_these_kernels(dtype):
     def cluster_sums(points: Tensor, codes: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
         return SUMS.forward(SumsProblem(points, codes, clusters))
 
-    found = train(rows, 12, 8, 0, None, assign, cluster_sums)
+    found = train(rows, 12, 8, 0, None, assign, cluster_sums, Alone())
     assert torch.cdist(rows.double(), found.double()).amin(1).square().mean() < 0.2
 
 
