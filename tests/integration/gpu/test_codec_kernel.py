@@ -14,7 +14,7 @@ from codec_triton_cases import (
     cutoffs_of,
     stored,
 )
-from kmeans_triton_cases import DTYPES, by_name
+from kmeans_triton_cases import by_name
 from test_kmeans_kernel import clustered
 
 from li_plugins.ops import compress, decompress, dispatch
@@ -22,12 +22,14 @@ from li_plugins.ops.codec.problem import CompressProblem
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
-FP16 = torch.float16
+FP16, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
 
 
-@pytest.mark.parametrize("nbits", NBITS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=by_name)
-@pytest.mark.parametrize("width", [128, 96, 48])
+@pytest.mark.parametrize(
+    ("width", "dtype", "nbits"),
+    [(128, FP16, nbits) for nbits in NBITS] + [(128, BF16, 2), (128, FP32, 4), (96, FP16, 2), (48, FP16, 1)],
+    ids=by_name,
+)
 def test_bytes(width, dtype, nbits):
     embeddings, centroids = clustered(100_003, 500, width, dtype), clustered(2_000, 500, width, dtype)
     check_compress(embeddings, centroids, nbits)
@@ -43,9 +45,11 @@ def test_codes_are_nearer_than_those_of_colberts_product():
     assert exact[0] > exact[1]
 
 
-@pytest.mark.parametrize("nbits", NBITS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=by_name)
-@pytest.mark.parametrize("width", [128, 96, 1024])
+@pytest.mark.parametrize(
+    ("width", "dtype", "nbits"),
+    [(128, FP16, nbits) for nbits in NBITS] + [(128, BF16, 2), (128, FP32, 4), (96, FP16, 2), (1024, FP16, 1)],
+    ids=by_name,
+)
 def test_embeddings(width, dtype, nbits):
     for normalized in (True, False):
         check_decompress(stored(30_001, 2_000, width, nbits, dtype, normalized))

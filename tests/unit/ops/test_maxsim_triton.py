@@ -26,8 +26,8 @@ MATRIX = "layouts_and_rules or odd_shapes"
         ("maxsim_triton_cases.py", MATRIX, 28),
         ("maxsim_triton_cases.py", f"not ({MATRIX})", 50),
         ("smooth_maxsim_triton_cases.py", "", 40),
-        ("kmeans_triton_cases.py", "", 110),
-        ("codec_triton_cases.py", "", 100),
+        ("kmeans_triton_cases.py", "", 90),
+        ("codec_triton_cases.py", "", 60),
     ],
     ids=["matrix", "rest", "smooth", "kmeans", "codec"],
 )
