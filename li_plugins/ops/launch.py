@@ -63,7 +63,7 @@ class Launcher:
                 form.append(tensor.dtype)
         for stride in strides:
             misfit |= stride
-        if misfit & 15 or max(strides + sizes) >= 2**31:
+        if misfit & 15 or max(strides + sizes, default=0) >= 2**31:
             self._through_triton(grid, (*tensors, *strides, *sizes, *floats, *constants), options)
             return
         form.append(torch.cuda.current_device())

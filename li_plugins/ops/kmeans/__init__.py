@@ -10,6 +10,7 @@ from torch import Tensor
 from li_plugins.errors import BadInput
 from li_plugins.ops import checks, dispatch, forward_only
 from li_plugins.ops.kmeans.problem import AssignProblem, SumsProblem, accumulation
+from li_plugins.ops.kmeans.ranks import Alone, Ranks
 from li_plugins.ops.kmeans.training import train
 
 __all__ = ["assign", "cluster_sums", "explain_assign", "kmeans"]
@@ -87,13 +88,19 @@ def cluster_sums(rows: Tensor, codes: Tensor, clusters: int) -> tuple[Tensor, Te
 
 
 def kmeans(
-    rows: Tensor, clusters: int, *, iterations: int = 25, seed: int = 0, max_rows_per_cluster: int | None = 256
+    rows: Tensor,
+    clusters: int,
+    *,
+    iterations: int = 25,
+    seed: int = 0,
+    max_rows_per_cluster: int | None = 256,
+    group: Any = None,
 ) -> Tensor:
     """Train centroids by Lloyd's iterations from rows drawn at random.
 
     The same rows, seed and device give the same centroids; torch's own random state is neither read nor changed.
     Clusters without rows, and with them the later ones of equal centroids, begin anew at rows drawn in proportion to
-    their squared distance.
+    their squared distance. Rows of 16 bits meet centroids that are rounded to their dtype; means are float32.
 
     Parameters
     ----------
@@ -107,6 +114,10 @@ def kmeans(
         Of the draws.
     max_rows_per_cluster
         Rows beyond ``clusters`` times this are left out, drawn at random; ``None``: all take part.
+    group
+        A ``torch.distributed`` process group, each rank of which calls this with its part of the rows: the centroids
+        are those of all rows, the same on every rank, and sums of all ranks are in memory at a time. ``None``: all
+        rows are here, whether or not there are other ranks.
 
     Returns
     -------
@@ -125,11 +136,8 @@ def kmeans(
             f"clusters={clusters}, iterations={iterations}, max_rows_per_cluster={max_rows_per_cluster}",
             "correct the numbers",
         )
-    if rows.shape[0] < clusters:
-        raise BadInput(
-            f"{clusters} clusters need at least as many rows", f"{rows.shape[0]} rows", "add rows or ask for fewer"
-        )
-    return train(rows.detach(), clusters, iterations, seed, max_rows_per_cluster, assign, cluster_sums)
+    ranks = Alone() if group is None else Ranks(group)
+    return train(rows.detach(), clusters, iterations, seed, max_rows_per_cluster, assign, cluster_sums, ranks)
 
 
 def _assign_problem(rows: Tensor, centroids: Tensor, by: Any) -> AssignProblem:

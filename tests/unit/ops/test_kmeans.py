@@ -194,6 +194,7 @@ def test_explain() -> None:
     assert str(plan).splitlines() == [
         "assign (scores) torch.float32 d=4 NONE on cpu: blocked",
         "  rows (3, 4), centroids (2, 4) -> (3,)",
+        "  not triton: runs on cuda, not on cpu",
         "  not reference: ranks after blocked",
     ]
 
