@@ -36,6 +36,7 @@ class Request(NamedTuple):
     """``scores`` alone, scores and ``winners``, or ``backward``."""
     device: torch.device
     dtype: torch.dtype
+    document_dtype: torch.dtype
     layout: int
     width: int
     """``d``, the elements of one embedding."""
@@ -61,6 +62,7 @@ class Request(NamedTuple):
             phase,
             queries.device,
             queries.dtype,
+            documents.dtype,
             problem.layout,
             queries.shape[-1],
             problem.rule.name,
