@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("li_plugins.ops")
 
 
+_HALF_AND_SINGLE = ("float16", "bfloat16", "float32")
+
+
+def _triton(op: str, load: str) -> Kernel:
+    """Return the row of an operation's Triton kernels, which go before plain torch."""
+    return Kernel(op, "triton", load, ("cuda",), _HALF_AND_SINGLE, arch=(80, 129), grad=False, priority=100)
+
+
 def _plain(op: str, load: str, *, blocked: str = "blocked", grad: bool = False) -> tuple[Kernel, Kernel]:
     """Return the rows of an operation in plain torch: in blocks, by the module ``blocked``, and as one reads it."""
     floats = ("float16", "bfloat16", "float32", "float64")
@@ -51,7 +59,9 @@ BUILTIN = (
     *_plain("compress", "li_plugins.ops.codec.{}:COMPRESS"),
     *_plain("binarize", "li_plugins.ops.codec.{}:BINARIZE"),
     *_plain("decompress", "li_plugins.ops.codec.{}:DECOMPRESS"),
+    _triton("residual_maxsim", "li_plugins.ops.residual.triton_kernel:RESIDUAL"),
     *_plain("residual_maxsim", "li_plugins.ops.residual.{}:RESIDUAL"),
+    _triton("code_maxsim", "li_plugins.ops.residual.triton_kernel:CODE"),
     *_plain("code_maxsim", "li_plugins.ops.residual.{}:CODE"),
 )
 

@@ -1,4 +1,4 @@
-"""The devices on which MaxSim's Triton kernels run."""
+"""The devices on which Triton kernels run."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from li_plugins.api import Support
+from li_plugins.ops.described import Described
 from li_plugins.ops.maxsim.problem import Problem
 from li_plugins.ops.maxsim.triton_arguments import INTERPRETED
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def support(problem: Problem) -> Support:
+def support(problem: Problem | Described) -> Support:
     """Serve fp16, bf16 and fp32 on CUDA devices of compute capability 8.0 and later, NVIDIA's only."""
     dtype, device = problem.queries.dtype, problem.queries.device
     if dtype not in _DTYPES:

@@ -1,4 +1,4 @@
-"""The Triton kernels of MaxSim and smooth MaxSim, run by Triton's interpreter in a process of their own.
+"""The Triton kernels of MaxSim and of stored documents, run by Triton's interpreter in a process of their own.
 
 The interpreter is chosen when triton is first imported, for the whole process: other tests must not see it, and nothing
 that they import may take it away. ``TRITON_INTERPRET=1 python -m pytest tests/unit/ops/maxsim_triton_cases.py`` is the
@@ -26,8 +26,9 @@ MATRIX = "layouts_and_rules or odd_shapes"
         ("maxsim_triton_cases.py", MATRIX, 28),
         ("maxsim_triton_cases.py", f"not ({MATRIX})", 50),
         ("smooth_maxsim_triton_cases.py", "", 40),
+        ("stored_triton_cases.py", "", 120),
     ],
-    ids=["matrix", "rest", "smooth"],
+    ids=["matrix", "rest", "smooth", "stored"],
 )
 def test_every_case_passes_in_the_interpreter(tmp_path: Path, cases: str, selection: str, least: int):
     report = tmp_path / "report.xml"
