@@ -11,4 +11,4 @@ import pytest
 os.environ["LI_PLUGINS_TUNING"] = "0"  # what is tested is what is built in
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "unit" / "ops"))
-pytest.register_assert_rewrite("maxsim_triton_cases", "smooth_maxsim_triton_cases")
+pytest.register_assert_rewrite("maxsim_triton_cases", "smooth_maxsim_triton_cases", "stored_triton_cases")
