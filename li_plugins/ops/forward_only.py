@@ -7,7 +7,7 @@ from typing import Any, Protocol, cast
 
 import torch
 
-from li_plugins.ops import dispatch
+from li_plugins.ops import _compat, dispatch
 
 
 class ForwardOnly(Protocol):
@@ -23,8 +23,10 @@ def register(
     problem_of: Callable[..., Any],
     empty: Callable[[Any], Any],
     check: Callable[[Any], None] | None = None,
-) -> Any:
-    """Register the torch op ``li_plugins::<name>`` and return it; the registry lists its kernels under ``name``.
+) -> Callable[..., Any]:
+    """Register the torch op ``li_plugins::<name>`` and return what calls it; its kernels are known under ``name``.
+
+    An eager call of plain tensors goes straight to the kernel: a torch op in Python costs more than a short kernel.
 
     Parameters
     ----------
@@ -53,4 +55,11 @@ def register(
 
     torch.library.impl(qualified, "default")(impl)
     torch.library.register_fake(qualified)(fake)
-    return getattr(torch.ops.li_plugins, name).default
+    op = getattr(torch.ops.li_plugins, name).default
+
+    def call(*arguments: Any) -> Any:
+        if _compat.nobody_looks_at_ops(*[value for value in arguments if isinstance(value, torch.Tensor)]):
+            return impl(*arguments)
+        return op(*arguments)
+
+    return call

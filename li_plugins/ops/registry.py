@@ -63,7 +63,9 @@ BUILTIN = (
     *_plain("binarize", "li_plugins.ops.codec.{}:BINARIZE"),
     _triton("decompress", "li_plugins.ops.codec.triton_kernel:DECOMPRESS"),
     *_plain("decompress", "li_plugins.ops.codec.{}:DECOMPRESS"),
+    _triton("residual_maxsim", "li_plugins.ops.residual.triton_kernel:RESIDUAL"),
     *_plain("residual_maxsim", "li_plugins.ops.residual.{}:RESIDUAL"),
+    _triton("code_maxsim", "li_plugins.ops.residual.triton_kernel:CODE"),
     *_plain("code_maxsim", "li_plugins.ops.residual.{}:CODE"),
 )
 

@@ -15,7 +15,7 @@ win again: the first of equals stays.
 import triton
 import triton.language as tl
 
-from li_plugins.ops.maxsim.triton_halves import load_halves, product_of_halves, restored
+from li_plugins.ops.maxsim.triton_halves import load_halves, product_of_halves
 from li_plugins.ops.maxsim.triton_kept import KEPT_FIELDS
 from li_plugins.ops.maxsim.triton_tiles import (
     CLASSES,
@@ -72,7 +72,7 @@ def _tile(
     if document_factors is not None:
         factor = tl.load(document_factors + document_first + first + token)
         similarity = product_of_halves(
-            near_query, near_low, far_query, far_low, query_factor, rows, token >= 0, factor, NEAR, FAR
+            near_query, near_low, far_query, far_low, query_factor, rows, token >= 0, factor, NEAR, FAR, INTERPRET
         )
     else:
         similarity, _near, _far = products(
@@ -242,7 +242,7 @@ def maxsim_forward(
     near_low, far_low, query_factor = 0, 0, 0.0
     if query_factors is not None:
         near_query, near_low, far_query, far_low = load_halves(query_rows, live, NEAR, FAR)
-        query_factor = restored(query_factors, query_first + token, live, INTERPRET)
+        query_factor = tl.load(query_factors + query_first + token, mask=live, other=0.0)
     else:
         near_query, far_query = load_query(query_rows, live, DIM, NEAR, FAR, INTERPRET)
     weight = 0.0

@@ -29,11 +29,6 @@ class StoredProblem(Described):
     least: float
 
     @property
-    def documents(self) -> Tensor:
-        """The codes."""
-        return self.codes
-
-    @property
     def query_count(self) -> int:
         """``A``, how many queries there are."""
         return self.queries.shape[0]
@@ -69,6 +64,11 @@ class ResidualProblem(StoredProblem):
         return self.token_queries
 
     @property
+    def documents(self) -> Tensor:
+        """The centroids, whose dtype the embeddings have."""
+        return self.centroids
+
+    @property
     def max_query_length(self) -> int:
         """``Lq``."""
         return self.token_queries.shape[1]
@@ -89,6 +89,11 @@ class CodeProblem(StoredProblem):
     def queries(self) -> Tensor:
         """The scores of the centroids."""
         return self.centroid_scores
+
+    @property
+    def documents(self) -> Tensor:
+        """The codes."""
+        return self.codes
 
     @property
     def out_dtype(self) -> torch.dtype:

@@ -28,8 +28,9 @@ MATRIX = "layouts_and_rules or odd_shapes"
         ("smooth_maxsim_triton_cases.py", "", 40),
         ("kmeans_triton_cases.py", "", 90),
         ("codec_triton_cases.py", "", 60),
+        ("stored_triton_cases.py", "", 120),
     ],
-    ids=["matrix", "rest", "smooth", "kmeans", "codec"],
+    ids=["matrix", "rest", "smooth", "kmeans", "codec", "stored"],
 )
 def test_every_case_passes_in_the_interpreter(tmp_path: Path, cases: str, selection: str, least: int):
     report = tmp_path / "report.xml"
