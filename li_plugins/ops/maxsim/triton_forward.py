@@ -72,7 +72,7 @@ def _tile(
     if document_factors is not None:
         factor = tl.load(document_factors + document_first + first + token)
         similarity = product_of_halves(
-            near_query, near_low, far_query, far_low, query_factor, rows, token >= 0, factor, NEAR, FAR, INTERPRET
+            near_query, near_low, far_query, far_low, query_factor, rows, token >= 0, factor, DIM, NEAR, FAR, INTERPRET
         )
     else:
         similarity, _near, _far = products(
