@@ -45,9 +45,7 @@ def explain_generate_candidates(self: Any, config: Any, Q: Tensor) -> object:
     if refusal:
         return refusal
     where = residency.of(self).device if self.use_gpu else "the CPU"
-    return (
-        f"passages of the {config.ncells} nearest of {len(self.codec.centroids)} centroids for each token, on {where}"
-    )
+    return f"passages of the {config.ncells} nearest of {len(self.codec.centroids)} centroids per token, on {where}"
 
 
 def of_queries(stored: residency.Stored, centroids: Tensor, queries: Tensor, ncells: int) -> Candidates:

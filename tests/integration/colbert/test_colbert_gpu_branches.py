@@ -27,9 +27,8 @@ def test_rows_of_what_stays_on_the_host(on_host: tuple[str, ...]) -> None:
     # to torch this is another device than the one that the parts are on
     device = torch.device("cpu", 0)
     there = {name: part if name in on_host else part.to(device) for name, part in parts.items()}
-    stored = Stored(
-        (), device if on_host else torch.device("cpu"), *there.values(), offsets, Ragged(offsets, offsets), ""
-    )
+    where = device if on_host else torch.device("cpu")
+    stored = Stored((), where, *there.values(), offsets, Ragged(offsets, offsets), "")
     asked = torch.tensor([7, 3, 19, 7])
     codes, residuals, begins, documents = stored.tokens(asked, residuals=True)
     for place, pid in zip(documents.tolist(), asked.tolist(), strict=True):
