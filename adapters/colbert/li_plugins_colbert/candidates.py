@@ -52,7 +52,7 @@ def of_queries(stored: residency.Stored, centroids: Tensor, queries: Tensor, nce
     """Return the passages of the ``ncells`` nearest centroids of each token of ``queries [A, Lq, dim]``.
 
     It waits for the device twice, however many queries there are: for how many passages the centroids have, and for how
-    many of these are different.
+    many of these are different; once more where the passages of the centroids are on the host.
     """
     count = len(queries)
     # contiguous along the tokens of a query, whose scores are read together; matmul may lay them out the other way
@@ -62,7 +62,7 @@ def of_queries(stored: residency.Stored, centroids: Tensor, queries: Tensor, nce
     cells = nearest.view(-1)
     begins = stored.cells.offsets.index_select(0, cells)
     rows, owners = rows_of(begins, stored.cells.offsets.index_select(0, cells + 1) - begins)
-    passages = stored.cells.values.index_select(0, rows)
+    passages = stored.rows(stored.cells.values, rows)
     if count == 1:
         passages = passages.unique().long()
         return Candidates(torch.zeros_like(passages), passages, scores)

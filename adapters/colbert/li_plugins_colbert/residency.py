@@ -2,7 +2,7 @@
 
 The library keeps codes, residuals and the inverted file in the memory of the host. For each query and stage of a
 search it gathers there what the candidates have, padded, and copies that to the GPU, which waits. Here each part is
-copied to the GPU once, in the order in which a query needs most of it, as long as it fits; what does not stays on the
+copied to the GPU once, what a query reads most of for its size first, as long as it fits; what does not stays on the
 host, and of that each query copies the rows that it asks for, none padded.
 """
 
@@ -39,7 +39,7 @@ class Stored(NamedTuple):
     offsets: Tensor
     """``[passages + 1]`` on the device: where each document begins among the codes."""
     cells: Ragged
-    """The passages of the centroids, on the device."""
+    """The passages of the centroids; the offsets are on the device."""
     why: str
     """Where everything lies, and why."""
 
@@ -60,14 +60,15 @@ class Stored(NamedTuple):
         lengths = ends - begins
         offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         rows, _ = rows_of(begins, lengths)
-        on_host = rows.cpu()
-        taken = [self._rows(part, rows, on_host) for part in needed]
+        taken = [self.rows(part, rows) for part in needed]
         every = torch.arange(len(documents), device=self.device)
         return taken[0], taken[-1], offsets, every
 
-    def _rows(self, part: Tensor, rows: Tensor, on_host: Tensor) -> Tensor:
+    def rows(self, part: Tensor, rows: Tensor) -> Tensor:
+        """Return rows of one of the parts on the device; of a part on the host, it waits for which they are."""
         if part.device == self.device:
             return part.index_select(0, rows)
+        on_host = rows.cpu()
         gathered = torch.empty((len(on_host), *part.shape[1:]), dtype=part.dtype, pin_memory=self.device.type == "cuda")
         torch.index_select(part, 0, on_host, out=gathered)
         return gathered.to(self.device, non_blocking=True)
@@ -98,21 +99,27 @@ def _sources(scorer: Any) -> tuple[Tensor, ...]:
 def _placed(sources: tuple[Tensor, ...], device: torch.device, known: Stored | None) -> Stored:
     codes, residuals, doclens, passages, counts = sources
     # what an update left alone stays where it is
-    before = {} if known is None else {id(known.sources[0]): known.codes, id(known.sources[1]): known.residuals}
-    offsets, cells = _offsets(doclens).to(device), Ragged(passages.to(device), _offsets(counts).to(device))
+    parts = () if known is None else (known.codes, known.residuals, known.sources[2], known.cells.values)
+    before = {} if known is None else dict(zip(map(id, known.sources), parts, strict=False))
+    offsets, begins = _offsets(doclens).to(device), _offsets(counts).to(device)
     room = free_bytes(device)
     room -= room // SPARED
     said, placed = [], []
-    for name, part in (("codes", codes), ("residuals", residuals)):
+    for name, part in (("codes", codes), ("passages of centroids", passages), ("residuals", residuals)):
         there = before.get(id(part), part)
         fits = there.device == device or part.nbytes <= room
         if fits and there.device != device:
             there = part.to(device)
             room -= part.nbytes
         placed.append(there if fits else part)
-        size = f"{part.nbytes / 2**30:.1f} GiB of {name}"
-        said.append(f"{size} on {device}" if fits else f"{size} in the host's memory: {room / 2**30:.1f} GiB are free")
-    return Stored(sources, device, placed[0], placed[1], offsets, cells, ", ".join(said))
+        size = f"{_mebibytes(part.nbytes)} of {name}"
+        said.append(f"{size} on {device}" if fits else f"{size} in the host's memory: {_mebibytes(room)} are left")
+    codes, passages, residuals = placed
+    return Stored(sources, device, codes, residuals, offsets, Ragged(passages, begins), ", ".join(said))
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB"
 
 
 def _offsets(lengths: Tensor) -> Tensor:
