@@ -10,7 +10,7 @@ _RELEASES = "0.2.21 - 0.2.22"
 _CODEC = "colbert.indexing.codecs.residual:ResidualCodec"
 _INDEXER = "colbert.indexing.collection_indexer:CollectionIndexer"
 _CANDIDATES = "colbert.search.candidate_generation:CandidateGeneration"
-_ASSIGNED, _BINARIZED, _LOOKED_UP = "256766d0", "8090f622", "f23b1aad"
+_ASSIGNED, _BINARIZED, _LOOKED_UP, _MASKED = "256766d0", "8090f622", "f23b1aad", "6a425b87"
 
 
 def _target(path: str, replacement: str, body: str | Mapping[str, str], explained: bool = True) -> Target:
@@ -58,7 +58,21 @@ def li_plugins_adapters() -> list[Adapter]:
                     explained=False,
                 ),
                 _target("colbert.infra.launcher:Launcher.__init__", "launching:init", "b4fc2e52"),
-                _target("colbert.modeling.colbert:ColBERT.mask", "encoding:mask", "6a425b87"),
+                Target(
+                    "colbert.modeling.colbert:ColBERT.query",
+                    "li_plugins_colbert.encoding:query",
+                    bodies={_RELEASES: "a5a76bcf"},
+                    explain="li_plugins_colbert.encoding:explain_query",
+                    also={"colbert.modeling.colbert:ColBERT.mask": [_MASKED]},
+                ),
+                Target(
+                    "colbert.modeling.colbert:ColBERT.doc",
+                    "li_plugins_colbert.encoding:doc",
+                    bodies={_RELEASES: "40a5002b"},
+                    explain="li_plugins_colbert.encoding:explain_doc",
+                    also={"colbert.modeling.colbert:ColBERT.mask": [_MASKED]},
+                ),
+                _target("colbert.modeling.colbert:ColBERT.mask", "encoding:mask", _MASKED),
                 _target(
                     "colbert.indexing.collection_encoder:CollectionEncoder.encode_passages",
                     "passages:encode_passages",

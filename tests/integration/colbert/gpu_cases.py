@@ -463,5 +463,16 @@ def test_masks(checkpoint: Path, tmp_path: Path) -> None:
     model = colbert.ColBERT(str(checkpoint), tiny_colbert.config(checkpoint, tmp_path))
     ids = torch.randint(0, 60, (7, 30)).cuda()
     found = model.mask(ids, model.skiplist)
-    with library():
-        assert found == model.mask(ids, model.skiplist)
+    attention = torch.ones_like(ids)
+    with torch.no_grad():
+        embeddings, kept = model.doc(ids, attention, keep_dims="return_mask")
+        listed, queries = model.doc(ids, attention, keep_dims=False), model.query(ids, attention)
+        with library():
+            assert found == model.mask(ids, model.skiplist)
+            theirs, their_kept = model.doc(ids, attention, keep_dims="return_mask")
+            their_listed, their_queries = model.doc(ids, attention, keep_dims=False), model.query(ids, attention)
+    assert torch.equal(kept, their_kept)
+    assert (embeddings.dtype, queries.dtype) == (theirs.dtype, their_queries.dtype)
+    for mine, other in zip((embeddings, queries, *listed), (theirs, their_queries, *their_listed), strict=True):
+        assert mine.device == other.device
+        torch.testing.assert_close(mine, other, rtol=0, atol=ULP)
