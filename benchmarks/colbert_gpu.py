@@ -9,8 +9,8 @@ with an encoder, with the library's own in float32.
 
 A search begins at the embeddings of a query and ends with its best 100 passages, as lists. ``ms`` is the median of as
 many queries as fit into 20 s, 1,000 at most. The scores of both sides are compared with float64, and ``agree``
-is how many of the library's best 100 the other side finds. The library needs its CUDA extensions for it, which are
-compiled meanwhile.
+is which part of the library's best 100 is in ours. The library needs its CUDA extensions for it, which are compiled
+meanwhile.
 """
 
 from __future__ import annotations
@@ -218,24 +218,20 @@ class Search:
             (OURS, patched),
             ("colbert-ai", nullcontext),
         ]
-        found: dict[str, list[list[int]]] = {}
-        kept: list[tuple[str, str, dict[str, str]]] = []
+        ours: list[list[int]] = []
         for who, active in sides:
             try:
                 if who != OURS:
                     extensions.load()
                 with active():
                     for workload, cells, pids in self._side(k):
-                        kept.append((workload, who, cells))
-                        found.setdefault(who, pids)
+                        if who == OURS:
+                            ours = pids
+                        elif ours:
+                            cells["agree"] = f"{_overlap(ours, pids):.4f}"
+                        yield workload, who, cells
             except (RuntimeError, torch.OutOfMemoryError) as error:
-                kept.append((self._name("search", k), who, {"note": f"fails: {error}"}))
-        if len(found) == 2:
-            both = zip(found[OURS], found["colbert-ai"], strict=False)
-            agree = [len(set(mine) & set(theirs)) / len(theirs) for mine, theirs in both]
-            for _, _, cells in kept:
-                cells["agree"] = f"{sum(agree) / len(agree):.4f}"
-        yield from kept
+                yield self._name("search", k), who, {"note": f"fails: {error}"}
 
     def _side(self, k: int) -> Iterator[tuple[str, dict[str, str], list[list[int]]]]:
         searcher = Searcher.__new__(Searcher)
@@ -271,10 +267,9 @@ class Search:
         rankings = searcher._search_all_Q(asked, embedded, k)
         each = (time.perf_counter() - start) * 1000 / count
         together = [[pid for pid, _, _ in rows] for rows in rankings.data.values()]
-        same = sum(len(set(a) & set(b)) / len(b) for a, b in zip(together, found, strict=False)) / count
         some = Queries(data=dict.fromkeys(range(min(count, FEW)), ""))
         peak = self._peak(partial(searcher._search_all_Q, some, embedded[:FEW], k))
-        note = f"{count} queries, each; {same:.4f} of what they find one by one"
+        note = f"{count} queries, each; {_overlap(together, found):.4f} of what they find one by one"
         yield self._name("search_all", k), {"ms": f"{each:.3f}", "peak_mib": peak, "note": note}, found
 
     def _name(self, what: str, k: int) -> str:
@@ -297,6 +292,12 @@ class Search:
         before = torch.cuda.memory_allocated()
         call()
         return f"{(torch.cuda.max_memory_allocated() - before) / 2**20:.1f}"
+
+
+def _overlap(mine: list[list[int]], theirs: list[list[int]]) -> float:
+    """Return which part of each ranking is in its twin, on average; the longer of both lists ends with the other."""
+    parts = [len(set(a) & set(b)) / len(b) for a, b in zip(mine, theirs, strict=False)]
+    return sum(parts) / len(parts)
 
 
 def _summary(times: list[float]) -> dict[str, str]:
