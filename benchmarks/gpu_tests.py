@@ -28,6 +28,7 @@ SUITES = {
         "tests/integration/colpali/test_colpali_cuda.py",
         "tests/integration/colpali/test_colpali_training.py",
     ],
+    "colbert-ai, patched and unpatched": ["tests/integration/colbert/test_colbert_cuda.py"],
     "sentence-transformers, patched and unpatched": [
         "tests/integration/sentence_transformers/test_st_cuda.py",
         "tests/integration/sentence_transformers/test_st_training.py",

@@ -9,7 +9,8 @@ from li_plugins.api import Adapter, Target, hookimpl
 _RELEASES = "0.2.21 - 0.2.22"
 _CODEC = "colbert.indexing.codecs.residual:ResidualCodec"
 _INDEXER = "colbert.indexing.collection_indexer:CollectionIndexer"
-_ASSIGNED, _BINARIZED, _LOOKED_UP = "256766d0", "8090f622", "f23b1aad"
+_CANDIDATES = "colbert.search.candidate_generation:CandidateGeneration"
+_ASSIGNED, _BINARIZED, _LOOKED_UP, _MASKED = "256766d0", "8090f622", "f23b1aad", "6a425b87"
 
 
 def _target(path: str, replacement: str, body: str | Mapping[str, str], explained: bool = True) -> Target:
@@ -25,12 +26,12 @@ def _target(path: str, replacement: str, body: str | Mapping[str, str], explaine
 
 @hookimpl
 def li_plugins_adapters() -> list[Adapter]:
-    """Offer colbert-ai's scores, index building and search on the CPU, without its C++ and without faiss."""
+    """Offer colbert-ai's scores, training, index building and search without its C++ and CUDA, and without faiss."""
     return [
         Adapter(
             "colbert",
             requires="colbert-ai>=0.2.21,<0.2.23",
-            summary="colbert-ai on the CPU: no C++ to compile, k-means without faiss, streamed codec, fused scores",
+            summary="nothing to compile, k-means without faiss, streamed codec, fused scores, loss and search",
             targets=[
                 _target(
                     "colbert.modeling.colbert:ColBERT.try_load_torch_extensions",
@@ -50,13 +51,34 @@ def li_plugins_adapters() -> list[Adapter]:
                     "a90dcfeb",
                     explained=False,
                 ),
+                _target(
+                    f"{_CODEC}.try_load_torch_extensions",
+                    "extensions:load_for_residual_codec",
+                    "5820841f",
+                    explained=False,
+                ),
                 _target("colbert.infra.launcher:Launcher.__init__", "launching:init", "b4fc2e52"),
-                _target("colbert.modeling.colbert:ColBERT.mask", "encoding:mask", "6a425b87"),
+                Target(
+                    "colbert.modeling.colbert:ColBERT.query",
+                    "li_plugins_colbert.encoding:query",
+                    bodies={_RELEASES: "a5a76bcf"},
+                    explain="li_plugins_colbert.encoding:explain_query",
+                    also={"colbert.modeling.colbert:ColBERT.mask": [_MASKED]},
+                ),
+                Target(
+                    "colbert.modeling.colbert:ColBERT.doc",
+                    "li_plugins_colbert.encoding:doc",
+                    bodies={_RELEASES: "40a5002b"},
+                    explain="li_plugins_colbert.encoding:explain_doc",
+                    also={"colbert.modeling.colbert:ColBERT.mask": [_MASKED]},
+                ),
+                _target("colbert.modeling.colbert:ColBERT.mask", "encoding:mask", _MASKED),
                 _target(
                     "colbert.indexing.collection_encoder:CollectionEncoder.encode_passages",
                     "passages:encode_passages",
                     "5f34c7ba",
                 ),
+                _target("colbert.modeling.colbert:ColBERT.forward", "training:forward", "917a04f1"),
                 _target("colbert.modeling.colbert:ColBERT.compute_ib_loss", "training:compute_ib_loss", "d234b9b5"),
                 _target("colbert.modeling.colbert:colbert_score", "scoring:colbert_score", "869cd30c"),
                 _target("colbert.modeling.colbert:colbert_score_packed", "scoring:colbert_score_packed", "97c5c0e2"),
@@ -94,6 +116,27 @@ def li_plugins_adapters() -> list[Adapter]:
                     "8982189e",
                 ),
                 _target("colbert.search.index_loader:IndexLoader.__init__", "loading:init", "ddd45cfc"),
+                Target(
+                    f"{_CANDIDATES}.generate_candidates",
+                    "li_plugins_colbert.candidates:generate_candidates",
+                    bodies={_RELEASES: "21b175d5"},
+                    explain="li_plugins_colbert.candidates:explain_generate_candidates",
+                    also={
+                        f"{_CANDIDATES}.generate_candidate_pids": ["006ea97c"],
+                        f"{_CANDIDATES}.get_cells": ["e2b8169f"],
+                    },
+                ),
+                Target(
+                    "colbert.searcher:Searcher._search_all_Q",
+                    "li_plugins_colbert.batches:search_all_q",
+                    bodies={_RELEASES: "666fd7f0"},
+                    explain="li_plugins_colbert.batches:explain_search_all_q",
+                    also={
+                        "colbert.searcher:Searcher.dense_search": ["5f435339"],
+                        "colbert.search.index_storage:IndexScorer.rank": ["f5c843d3", "5f10f252"],
+                        "colbert.search.index_storage:IndexScorer.retrieve": ["2e27f739"],
+                    },
+                ),
                 _target(
                     "colbert.search.index_storage:IndexScorer.score_pids",
                     "search:score_pids",

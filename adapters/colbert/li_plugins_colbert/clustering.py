@@ -10,10 +10,11 @@ from torch import Tensor
 
 from li_plugins.api import Decline
 from li_plugins.ops import kmeans
-from li_plugins_colbert._config import unserved
 
 SEED, ROWS_PER_CENTROID = 123, 256
 """What the library passes to faiss, and what faiss takes by default."""
+SAMPLES = 3
+"""How often the sample has to fit into a GPU: itself, the rows drawn from it, and what an iteration needs."""
 
 
 def compute_faiss_kmeans(
@@ -24,8 +25,12 @@ def compute_faiss_kmeans(
     if isinstance(sample, Decline):
         return sample
     centroids = kmeans(
-        sample, num_partitions, iterations=kmeans_niters, seed=SEED, max_rows_per_cluster=ROWS_PER_CENTROID
-    )
+        sample.to(_device(sample)),
+        num_partitions,
+        iterations=kmeans_niters,
+        seed=SEED,
+        max_rows_per_cluster=ROWS_PER_CENTROID,
+    ).cpu()
     if return_value_queue is not None:
         return_value_queue.put(centroids)
     return centroids
@@ -39,13 +44,11 @@ def explain_compute_faiss_kmeans(
     if isinstance(sample, Decline):
         return sample
     rows = min(len(sample), ROWS_PER_CENTROID * num_partitions)
-    return f"kmeans: {kmeans_niters} iterations of {rows} rows and {num_partitions} centroids"
+    where = _device(sample)
+    return f"kmeans: {kmeans_niters} iterations of {rows} rows and {num_partitions} centroids on {where}"
 
 
 def _sample(dim: Any, num_partitions: Any, shared_lists: Any) -> Tensor | Decline:
-    refusal = unserved(torch.cuda.is_available())
-    if refusal:
-        return refusal
     if not isinstance(shared_lists, (list, tuple)):
         return Decline("shared_lists holds no sample")
     sample = shared_lists[0][0]
@@ -55,3 +58,11 @@ def _sample(dim: Any, num_partitions: Any, shared_lists: Any) -> Tensor | Declin
     if has_faiss and len(sample) < num_partitions:
         return Decline(f"{len(sample)} rows for {num_partitions} centroids: faiss has an error of its own for it")
     return sample.float() if sample.dtype is torch.float64 else sample
+
+
+def _device(sample: Tensor) -> torch.device:
+    """Return the current GPU, as the library does, where it has room for the sample; else where the sample is."""
+    if not torch.cuda.is_available():
+        return sample.device
+    free, _ = torch.cuda.mem_get_info()
+    return torch.device("cuda", torch.cuda.current_device()) if SAMPLES * sample.nbytes < free else sample.device

@@ -1,7 +1,7 @@
-"""colbert-ai's C++ extensions, which nobody has to compile: its classes get operations of torch in their place.
+"""colbert-ai's C++ and CUDA extensions, which nobody has to compile: its classes get our operations in their place.
 
 The library looks its operations up on the class and marks a class whose extensions it loaded. An extension that this
-process loaded before stays: it is bit for bit the same, and quicker.
+process loaded before stays: it is bit for bit the same, and on the CPU quicker.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from li_plugins_colbert import operations
+from li_plugins_colbert import codec_operations, operations
 
 
 class StandIn:
@@ -19,39 +19,48 @@ class StandIn:
     then with the library's own operation, which is compiled at its first call.
     """
 
-    def __init__(self, owner: Any, name: str, operation: Callable[..., Any]) -> None:
-        self._owner, self._name, self._operation = owner, name, operation
+    def __init__(self, owner: Any, name: str, operation: Callable[..., Any], use_gpu: bool = False) -> None:
+        self._owner, self._name, self._operation, self._use_gpu = owner, name, operation, use_gpu
 
     def __repr__(self) -> str:
         return f"<{self._operation.__module__}.{self._operation.__name__} in the place of {self._name}>"
 
     def __call__(self, *arguments: Any) -> Any:
         """Call the operation, or the library's own one once the adapter is disabled."""
-        self._owner.try_load_torch_extensions(False)
+        self._owner.try_load_torch_extensions(self._use_gpu)
         found = getattr(self._owner, self._name)
         return self._operation(*arguments) if found is self else found(*arguments)
 
 
 def load_for_colbert(cls: Any, use_gpu: bool) -> None:
-    """Give ``ColBERT`` its ``segmented_maxsim``."""
-    _install(cls, use_gpu, operations.segmented_maxsim)
+    """Give ``ColBERT`` its ``segmented_maxsim``, which only the CPU's branches call."""
+    if not use_gpu:
+        _install(cls, use_gpu, operations.segmented_maxsim)
 
 
 def load_for_strided_tensor(cls: Any, use_gpu: bool) -> None:
-    """Give ``StridedTensor`` its ``segmented_lookup``."""
-    _install(cls, use_gpu, operations.segmented_lookup)
+    """Give ``StridedTensor`` its ``segmented_lookup``, which only the CPU's branches call."""
+    if not use_gpu:
+        _install(cls, use_gpu, operations.segmented_lookup)
 
 
 def load_for_index_scorer(cls: Any, use_gpu: bool) -> None:
-    """Give ``IndexScorer`` its ``filter_pids`` and ``decompress_residuals``."""
-    _install(cls, use_gpu, operations.filter_pids, operations.decompress_residuals)
+    """Give ``IndexScorer`` its ``filter_pids`` and ``decompress_residuals``, which only the CPU's branches call."""
+    if not use_gpu:
+        _install(cls, use_gpu, operations.filter_pids, operations.decompress_residuals)
+
+
+def load_for_residual_codec(cls: Any, use_gpu: bool) -> None:
+    """Give ``ResidualCodec`` its ``decompress_residuals`` and ``packbits``, which only the GPU's branches call."""
+    if use_gpu:
+        _install(cls, use_gpu, codec_operations.decompress_residuals, codec_operations.packbits)
 
 
 def _install(cls: Any, use_gpu: bool, *found: Callable[..., Any]) -> None:
-    """Set what the class looks up, unless it has its extensions or, on a GPU, needs none."""
-    if hasattr(cls, "loaded_extensions") or use_gpu:
+    """Set what the class looks up, unless it has its extensions."""
+    if hasattr(cls, "loaded_extensions"):
         return
     for operation in found:
         name = operation.__name__
         if not isinstance(vars(cls).get(name), StandIn):
-            setattr(cls, name, StandIn(cls, name, operation))
+            setattr(cls, name, StandIn(cls, name, operation, use_gpu))

@@ -7,12 +7,13 @@ from typing import Any
 
 from colbert.search import index_loader
 
+from li_plugins_colbert import residency
 from li_plugins_colbert.damage import damage
 from li_plugins_colbert.staging import advice, is_unfinished
 
 
 def init(self: Any, index_path: str, use_gpu: bool = True, load_index_with_mmap: bool = False) -> None:
-    """Load an index.
+    """Load an index; one that is searched on a GPU is copied there as far as it fits, see ``residency``.
 
     Raises
     ------
@@ -34,6 +35,8 @@ def init(self: Any, index_path: str, use_gpu: bool = True, load_index_with_mmap:
         if reported is None:
             raise
         raise reported from error
+    if use_gpu and self.codec.use_gpu:
+        residency.of(self)
 
 
 def explain_init(self: Any, index_path: str, use_gpu: bool = True, load_index_with_mmap: bool = False) -> object:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from li_plugins.api import Decline
 from li_plugins_colbert import trimmed
-from li_plugins_colbert._config import unserved
 
 KEPT = "_li_plugins_kept"
 """Where an encoder has the embeddings of the sample until the next call."""
@@ -32,6 +31,7 @@ class Kept(NamedTuple):
 
     passages: list[str]
     embeddings: Tensor
+    dtype: torch.dtype
     lengths: list[int]
 
 
@@ -47,7 +47,7 @@ def encode_passages(self: Any, passages: list[str]) -> tuple[Tensor, list[int]] 
     Run().print(f"#> Encoding {len(passages)} passages..")
     kept: Kept | None = vars(self).pop(KEPT, None)
     if kept is not None and kept.passages == passages:
-        return kept.embeddings.float(), kept.lengths
+        return kept.embeddings.to(kept.dtype), kept.lengths
     embeddings, lengths = [], []
     step = self.config.index_bsize * 50
     with torch.inference_mode():
@@ -57,7 +57,7 @@ def encode_passages(self: Any, passages: list[str]) -> tuple[Tensor, list[int]] 
             lengths.extend(counts)
         result = torch.cat(embeddings)
         if kept is None and len(passages) <= MOST_PASSAGES:
-            setattr(self, KEPT, Kept(list(passages), result.half(), list(lengths)))
+            setattr(self, KEPT, Kept(list(passages), result.half(), result.dtype, list(lengths)))
     return result, lengths
 
 
@@ -65,12 +65,12 @@ def _encode(encoder: Any, passages: list[str]) -> tuple[Tensor, list[int]]:
     checkpoint, config = encoder.checkpoint, encoder.config
     usual = (type(checkpoint).__module__, type(checkpoint).__qualname__) == CHECKPOINT
     if usual and not REPLACEABLE & vars(checkpoint).keys() and config.pool_factor == 1:
-        return trimmed.encode(checkpoint, passages, config.index_bsize)
+        return trimmed.encode(checkpoint, passages, config.index_bsize, showprogress=not encoder.use_gpu)
     return checkpoint.docFromText(
         passages,
         bsize=config.index_bsize,
         keep_dims="flatten",
-        showprogress=True,
+        showprogress=not encoder.use_gpu,
         pool_factor=config.pool_factor,
         clustering_mode=config.clustering_mode,
         protected_tokens=config.protected_tokens,
@@ -87,4 +87,4 @@ def explain_encode_passages(self: Any, passages: list[str]) -> object:
 def _unencoded(encoder: Any, passages: Any) -> Decline | None:
     if not isinstance(encoder, CollectionEncoder) or type(passages) is not list or not passages:
         return Decline("no list of passages: the library's own answer is the right one")
-    return unserved(encoder.use_gpu)
+    return None

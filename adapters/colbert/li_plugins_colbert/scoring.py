@@ -1,7 +1,11 @@
-"""colbert-ai's scores through MaxSim, with what each of its branches means by padding."""
+"""colbert-ai's scores through MaxSim, with what each of its branches means by padding.
+
+Where the library sees a GPU it takes everything there, and ragged documents are padded like the others.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +22,7 @@ from li_plugins.ops import (
     supports_maxsim,
     supports_maxsim_packed,
 )
-from li_plugins_colbert._config import unserved
+from li_plugins_colbert._config import taken, unserved
 
 if TYPE_CHECKING:
     from li_plugins.ops.arguments import Request
@@ -45,7 +49,11 @@ def explain_colbert_score(Q: Tensor, D_padded: Tensor, D_mask: Tensor, config: A
 
 
 def colbert_score_packed(Q: Tensor, D_packed: Tensor, D_lengths: Tensor, config: Any = None) -> Tensor | Decline:
-    """Score one query ``[1, Lq, d]`` against ragged documents ``[T, d]``, each token's maximum at least 0: ``[B]``."""
+    """Score one query ``[1, Lq, d]`` against ragged documents ``[T, d]``: ``[B]``.
+
+    Where colbert-ai sees no GPU, each token's maximum is at least 0; where it does, only a document without tokens has
+    what masked tokens have.
+    """
     request = _packed(Q, D_packed, D_lengths, config)
     return request if isinstance(request, Decline) else maxsim_packed(**request).view(-1)
 
@@ -78,9 +86,10 @@ def explain_colbert_score_reduce(scores_padded: Tensor, D_mask: Tensor, config: 
 
 
 def _padded(queries: Any, documents: Any, mask: Any, config: Any) -> Request | Decline:
-    refusal = _unscorable(queries, documents, config)
+    refusal = _unscorable(queries, documents, mask, config)
     if refusal:
         return refusal
+    queries, documents, mask = taken(config, queries, documents, mask)
     multiplied = arguments.as_multiplied(queries.to(documents.dtype), documents, query_rank=3, document_rank=3)
     if isinstance(multiplied, Decline):
         return multiplied
@@ -88,7 +97,7 @@ def _padded(queries: Any, documents: Any, mask: Any, config: Any) -> Request | D
     count, length, _ = documents.shape
     if length == 0 or queries.shape[0] not in (1, count):
         return Decline(f"queries {list(queries.shape)}, documents {list(documents.shape)}: colbert-ai refuses these")
-    unreadable = _unreadable(mask, count * length)
+    unreadable = _unreadable(mask, count * length, documents)
     if unreadable:
         return unreadable
     is_one = queries.shape[0] == 1
@@ -97,48 +106,69 @@ def _padded(queries: Any, documents: Any, mask: Any, config: Any) -> Request | D
         "documents": documents if is_one else documents[:, None],
         "document_mask": mask.view(count, length).bool().view(count, *([] if is_one else [1]), length),
         "mask_rule": PADDED,
+        "out_dtype": arguments.score_dtype(queries),
     }
     return arguments.supported(request, supports_maxsim)
 
 
 def _packed(queries: Any, documents: Any, lengths: Any, config: Any) -> Request | Decline:
-    refusal = _unscorable(queries, documents, config)
+    refusal = _unscorable(queries, documents, lengths, config)
     if refusal:
         return refusal
-    # The C++ reads these dtypes from memory; what else comes is its own error to raise.
-    if type(lengths) is not Tensor or lengths.dtype is not torch.int64 or lengths.dim() != 1 or not len(lengths):
+    if lengths.dtype is not torch.int64 or lengths.dim() != 1 or not len(lengths):
         return Decline("D_lengths is no int64 tensor of at least one length")
-    if documents.dtype is not torch.float32:
-        return Decline(f"documents of dtype {documents.dtype}: the C++ takes float32")
-    if torch.is_grad_enabled() and (queries.requires_grad or documents.requires_grad):
-        return Decline("a gradient is asked for: the C++ has none")
+    on_gpu = config.total_visible_gpus > 0
+    unserved_here = None if on_gpu else _uncompiled(queries, documents)
+    if unserved_here:
+        return unserved_here
+    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    # one wait at most, and none where the lengths are on the host, as those of an index are
+    longest, total = torch.stack([lengths.amax(), offsets[-1]]).tolist()
+    queries, documents, offsets = taken(config, queries, documents, offsets)
     queries = queries.squeeze(0)
-    if queries.dim() != 2 or arguments.autocast_dtype(documents.device) is not None:
-        return Decline("queries of more than one text, or under autocast")
+    if queries.dim() != 2:
+        return Decline("queries of more than one text")
     multiplied = arguments.as_multiplied(queries.to(documents.dtype), documents, query_rank=2, document_rank=2)
     if isinstance(multiplied, Decline):
         return multiplied
     queries, documents = multiplied
-    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    if total > len(documents):
+        return Decline(f"D_lengths add up to {total} of {len(documents)} rows: colbert-ai has its own answer")
+    count = len(queries)
     request: Request = {
         "queries": queries,
-        # The C++ reads as many rows as the lengths say and leaves the rest alone.
-        "documents": documents[: int(offsets[-1])],
-        "query_offsets": offsets.new_tensor([0, queries.shape[0]]),
+        # As many rows as the lengths say are read, and the rest left alone.
+        "documents": documents[:total],
+        "query_offsets": torch.arange(0, count + 1, max(count, 1), device=offsets.device),
         "document_offsets": offsets,
-        "floor": torch.ones(lengths.shape, dtype=torch.bool),
-        "max_query_length": queries.shape[0],
-        "max_document_length": int(lengths.amax()),
+        "floor": None if on_gpu else torch.ones(lengths.shape, dtype=torch.bool),
+        "mask_rule": replace(MaskRule.NONE, empty_score=PADDED.fill * count) if on_gpu else MaskRule.NONE,
+        "out_dtype": arguments.score_dtype(queries),
+        "max_query_length": count,
+        "max_document_length": longest,
     }
     return arguments.supported(request, supports_maxsim_packed)
 
 
-def _unscorable(queries: Any, documents: Any, config: Any) -> Decline | None:
-    refusal = unserved(config.total_visible_gpus > 0, config.interaction)
+def _uncompiled(queries: Tensor, documents: Tensor) -> Decline | None:
+    """Decline what the C++ does not take, in whose place the packed scores of the CPU are."""
+    if documents.dtype is not torch.float32:
+        return Decline(f"documents of dtype {documents.dtype}: the C++ takes float32")
+    if torch.is_grad_enabled() and (queries.requires_grad or documents.requires_grad):
+        return Decline("a gradient is asked for: the C++ has none")
+    if arguments.autocast_dtype(documents.device) is not None:
+        return Decline("autocast is on: the C++ takes float32")
+    return None
+
+
+def _unscorable(queries: Any, documents: Any, counted: Any, config: Any) -> Decline | None:
+    refusal = unserved(config.interaction)
     if refusal:
         return refusal
     if type(queries) not in arguments.PLAIN_TENSORS or type(documents) not in arguments.PLAIN_TENSORS:
         return Decline("queries or documents are no plain tensors")
+    if type(counted) is not Tensor:
+        return Decline(f"D_mask or D_lengths of type {type(counted).__name__}: needs a plain tensor")
     return None
 
 
@@ -151,12 +181,10 @@ def _irreducible(scores: Any, mask: Any, config: Any) -> Decline | None:
         return Decline(f"interaction={config.interaction!r}: colbert-ai refuses it")
     if config.interaction == "flipr" and (config.query_maxlen != FLIPR_TOKENS or scores.shape[2] < FLIPR_BEST):
         return Decline("flipr needs query_maxlen=64 and 32 query tokens: colbert-ai refuses less")
-    if scores.is_cuda:
-        return Decline("scores on a GPU: colbert-ai's own code runs there")
-    return _unreadable(mask, scores.shape[0] * scores.shape[1])
+    return _unreadable(mask, scores.shape[0] * scores.shape[1], scores)
 
 
-def _unreadable(mask: Any, entries: int) -> Decline | None:
-    if type(mask) is not Tensor or mask.numel() != entries or not mask.is_contiguous():
-        return Decline(f"D_mask is no contiguous tensor of {entries} entries")
+def _unreadable(mask: Any, entries: int, like: Tensor) -> Decline | None:
+    if type(mask) is not Tensor or mask.numel() != entries or not mask.is_contiguous() or mask.device != like.device:
+        return Decline(f"D_mask is no contiguous tensor of {entries} entries on {like.device}")
     return None

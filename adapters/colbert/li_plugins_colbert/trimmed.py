@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+WIDTHS = 8
+"""A width is a multiple of this: tensor cores and fused attention take nothing else without padding."""
 
-def encode(checkpoint: Any, passages: list[str], bsize: int) -> tuple[Tensor, list[int]]:
+
+def encode(checkpoint: Any, passages: list[str], bsize: int, *, showprogress: bool) -> tuple[Tensor, list[int]]:
     """Return the embeddings ``[T, dim]`` of passages one after the other, and how many tokens each has.
 
     As ``Checkpoint.docFromText(passages, bsize, keep_dims="flatten")`` without pooling; attention ignores padding, so
@@ -27,15 +30,18 @@ def encode(checkpoint: Any, passages: list[str], bsize: int) -> tuple[Tensor, li
         At least one.
     bsize
         Passages in a batch.
+    showprogress
+        Whether a bar counts the batches.
     """
     batches, order = checkpoint.doc_tokenizer.tensorize(passages, bsize=bsize)
     rows, counts = [], []
-    for ids, attention in tqdm(batches):
-        width = int((attention != 0).any(0).nonzero().max()) + 1
+    for ids, attention in tqdm(batches, disable=not showprogress):
+        # on the host, like all that a tokenizer returns; a slice ends where the batch does
+        width = -(-(int((attention != 0).any(0).nonzero().max()) + 1) // WIDTHS) * WIDTHS
         embeddings, mask = checkpoint.doc(ids[:, :width], attention[:, :width], keep_dims="return_mask")
         kept = mask.squeeze(-1)
-        rows.append(embeddings[kept].cpu())
-        counts.append(kept.sum(-1).cpu())
-    lengths = torch.cat(counts)
-    parts = torch.cat(rows).split(lengths.tolist())
+        rows.append(embeddings[kept])
+        counts.append(kept.sum(-1))
+    lengths = torch.cat(counts).cpu()
+    parts = torch.cat(rows).cpu().split(lengths.tolist())
     return torch.cat([parts[place] for place in order.tolist()]), lengths[order].tolist()

@@ -80,7 +80,8 @@ def test_a_text_finds_itself_and_scores_are_counted(
     assert calls["colbert.indexing.codecs.residual:ResidualCodec.compress"] == 1
     assert calls["colbert.indexing.collection_indexer:compute_faiss_kmeans"] == 1
     assert calls["colbert.search.index_storage:IndexScorer.score_pids"] == 2 * len(QUERIES)
-    assert calls["colbert.modeling.colbert:ColBERT.mask"] > 0
+    assert calls["colbert.modeling.colbert:ColBERT.doc"] > 0
+    assert calls["colbert.modeling.colbert:ColBERT.query"] == 2 * len(QUERIES)
 
 
 @pytest.mark.allow_fallback(reason="several queries that are compared with a document each are the library's to score")
@@ -170,3 +171,34 @@ def test_masks(checkpoint: Path, tmp_path: Path) -> None:
             ours = model.mask(tokens, skiplist)
             assert ours == call_unpatched(model.mask, tokens, skiplist)
             assert all(type(flag) is bool for row in ours for flag in row)
+
+
+def outcomes(model: Any, ids: torch.Tensor, attention: torch.Tensor) -> list[torch.Tensor]:
+    masked, kept = model.doc(ids, attention, keep_dims="return_mask")
+    listed = model.doc(ids, attention, keep_dims=False)
+    return [masked, kept, model.doc(ids, attention), *listed, model.query(ids, attention)]
+
+
+@pytest.mark.parametrize("settings", [{}, {"mask_punctuation": False}], ids=["punctuation", "none"])
+def test_embeddings(checkpoint: Path, tmp_path: Path, library: Library, settings: dict[str, Any]) -> None:
+    model = ColBERT(str(checkpoint), tiny_colbert.config(checkpoint, tmp_path, **settings))
+    if settings:
+        model.skiplist = []
+    ids = torch.randint(0, 60, (7, 30))
+    attention = (torch.arange(30) < torch.randint(5, 31, (7, 1))).long()
+    found = outcomes(model, ids * attention, attention)
+    with library():
+        expected = outcomes(model, ids * attention, attention)
+    assert [mine.dtype for mine in found] == [theirs.dtype for theirs in expected]
+    assert all(map(torch.equal, found, expected))
+    assert found[0].requires_grad
+
+
+@pytest.mark.allow_fallback(reason="somebody else's mask, and what the library refuses")
+def test_embeddings_that_are_the_librarys(checkpoint: Path, tmp_path: Path) -> None:
+    model = ColBERT(str(checkpoint), tiny_colbert.config(checkpoint, tmp_path))
+    ids = torch.randint(30, 60, (2, 9))
+    with pytest.raises(AssertionError):
+        model.doc(ids, torch.ones_like(ids), keep_dims="flatten")
+    model.mask = lambda input_ids, skiplist: [[False] * 9] * 2
+    assert not model.doc(ids, torch.ones_like(ids)).any()

@@ -1,0 +1,87 @@
+"""colbert-ai's candidates for a query: the passages of its nearest centroids, found where it is searched."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from colbert.search import candidate_generation
+from torch import Tensor
+
+from li_plugins.api import Decline
+from li_plugins.ops import arguments
+from li_plugins.ops.spans import rows_of
+from li_plugins_colbert import residency
+
+STEPS = ("generate_candidate_pids", "get_cells")
+"""What the library's ``generate_candidates`` calls."""
+
+
+class Candidates(NamedTuple):
+    """Pairs to score, sorted by query and then by passage, and the scores that prune them."""
+
+    queries: Tensor
+    passages: Tensor
+    """``[P]`` each, int64."""
+    centroid_scores: Tensor
+    """``[A, K, Lq]``"""
+
+
+def generate_candidates(self: Any, config: Any, Q: Tensor) -> tuple[Tensor, Tensor] | Decline:
+    """Return the passages near a query ``[1, Lq, dim]``, ascending, and its similarities with centroids ``[K, Lq]``."""
+    refusal = ungenerated(self, Q)
+    if refusal:
+        return refusal
+    if not self.use_gpu:
+        passages, scores = self.generate_candidate_pids(Q.squeeze(0), config.ncells)
+        return passages.unique(), scores
+    found = of_queries(residency.of(self), self.codec.centroids, Q.cuda().half(), config.ncells)
+    return found.passages.int(), found.centroid_scores[0]
+
+
+def explain_generate_candidates(self: Any, config: Any, Q: Tensor) -> object:
+    """Say where candidates would be looked up, or why colbert-ai's own code would run."""
+    refusal = ungenerated(self, Q)
+    if refusal:
+        return refusal
+    where = residency.of(self).device if self.use_gpu else "the CPU"
+    return f"passages of the {config.ncells} nearest of {len(self.codec.centroids)} centroids per token, on {where}"
+
+
+def of_queries(stored: residency.Stored, centroids: Tensor, queries: Tensor, ncells: int) -> Candidates:
+    """Return the passages of the ``ncells`` nearest centroids of each token of ``queries [A, Lq, dim]``.
+
+    It waits for the device twice, however many queries there are: for how many passages the centroids have, and for how
+    many of these are different; once more where the passages of the centroids are on the host.
+    """
+    count = len(queries)
+    # contiguous along the tokens of a query, whose scores are read together; matmul may lay them out the other way
+    each = centroids.expand(count, *centroids.shape)
+    scores = torch.bmm(each, queries.mT) if count > 1 else torch.mm(centroids, queries[0].T)[None]
+    nearest = scores.argmax(1) if ncells == 1 else scores.topk(ncells, dim=1, sorted=False).indices
+    cells = nearest.view(-1)
+    begins = stored.cells.offsets.index_select(0, cells)
+    rows, owners = rows_of(begins, stored.cells.offsets.index_select(0, cells + 1) - begins)
+    passages = stored.rows(stored.cells.values, rows)
+    if count == 1:
+        passages = passages.unique().long()
+        return Candidates(torch.zeros_like(passages), passages, scores)
+    total = len(stored.offsets)
+    owners = owners.div(len(cells) // count, rounding_mode="floor")
+    pairs = (owners * total + passages).unique()
+    asked = pairs.div(total, rounding_mode="floor")
+    return Candidates(asked, pairs - asked * total, scores)
+
+
+def ungenerated(scorer: Any, queries: Any) -> Decline | None:
+    """Decline what is not looked up as the library does."""
+    if not isinstance(scorer, candidate_generation.CandidateGeneration):
+        return Decline(f"called on {type(scorer).__name__}, which is no CandidateGeneration")
+    if scorer.use_gpu is not scorer.codec.use_gpu:
+        return Decline("an index that is searched on one device, with a codec on another")
+    if type(queries) is not Tensor or queries.dim() != 3 or queries.shape[0] != 1 or not queries.shape[1]:
+        return Decline("Q is no tensor [1, Lq, dim]: colbert-ai finds candidates for one query")
+    refusal: Decline | None = None
+    for step in STEPS:
+        refusal = refusal or arguments.foreign(getattr(type(scorer), step), step, "colbert")
+    return refusal

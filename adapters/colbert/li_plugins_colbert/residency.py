@@ -1,0 +1,127 @@
+"""Where the parts of an index lie when colbert-ai searches it on a GPU: decided once, when it is loaded.
+
+The library keeps codes, residuals and the inverted file in the memory of the host. For each query and stage of a
+search it gathers there what the candidates have, padded, and copies that to the GPU, which waits. Here each part is
+copied to the GPU once, what a query reads most of for its size first, as long as it fits; what does not stays on the
+host, and of that each query copies the rows that it asks for, none padded.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from li_plugins.ops.spans import rows_of
+
+KEPT = "_li_plugins_stored"
+"""Where a scorer has what was decided for its index."""
+SPARED = 8
+"""One part in so many of what is free is left to the model, to candidates and to everybody else."""
+
+
+class Ragged(NamedTuple):
+    """Rows of several owners, one after the other: ``values [T, ...]``, of owner ``i`` from ``offsets[i]`` on."""
+
+    values: Tensor
+    offsets: Tensor
+
+
+class Stored(NamedTuple):
+    """An index for searching: ``codes``, ``residuals`` and, of each centroid, the passages."""
+
+    sources: tuple[Tensor, ...]
+    """The library's own: codes, residuals, lengths of documents, passages of centroids, how many each has."""
+    device: torch.device
+    codes: Tensor
+    residuals: Tensor
+    offsets: Tensor
+    """``[passages + 1]`` on the device: where each document begins among the codes."""
+    cells: Ragged
+    """The passages of the centroids; the offsets are on the device."""
+    why: str
+    """Where everything lies, and why."""
+
+    def tokens(self, documents: Tensor, *, residuals: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return codes, residuals and offsets on the device, and where ``documents [n]`` are among them.
+
+        Parameters
+        ----------
+        documents
+            int64, on the device.
+        residuals
+            Whether they are needed too.
+        """
+        needed = (self.codes, self.residuals) if residuals else (self.codes,)
+        if all(part.device == self.device for part in needed):
+            return self.codes, self.residuals, self.offsets, documents
+        begins, ends = self.offsets.index_select(0, documents), self.offsets.index_select(0, documents + 1)
+        lengths = ends - begins
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        rows, _ = rows_of(begins, lengths)
+        taken = [self.rows(part, rows) for part in needed]
+        every = torch.arange(len(documents), device=self.device)
+        return taken[0], taken[-1], offsets, every
+
+    def rows(self, part: Tensor, rows: Tensor) -> Tensor:
+        """Return rows of one of the parts on the device; of a part on the host, it waits for which they are."""
+        if part.device == self.device:
+            return part.index_select(0, rows)
+        on_host = rows.cpu()
+        gathered = torch.empty((len(on_host), *part.shape[1:]), dtype=part.dtype, pin_memory=self.device.type == "cuda")
+        torch.index_select(part, 0, on_host, out=gathered)
+        return gathered.to(self.device, non_blocking=True)
+
+
+def of(scorer: Any) -> Stored:
+    """Return the index of a scorer that searches on a GPU; what changed since the last time is placed anew."""
+    known: Stored | None = getattr(scorer, KEPT, None)
+    sources = _sources(scorer)
+    if known is not None and all(old is new for old, new in zip(known.sources, sources, strict=True)):
+        return known
+    found = _placed(sources, scorer.codec.centroids.device, known)
+    setattr(scorer, KEPT, found)
+    return found
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return how many bytes of a GPU can be had, those that torch keeps for later among them."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def _sources(scorer: Any) -> tuple[Tensor, ...]:
+    stored, cells = scorer.embeddings, scorer.ivf
+    return stored.codes, stored.residuals, scorer.doclens, cells.tensor, cells.lengths
+
+
+def _placed(sources: tuple[Tensor, ...], device: torch.device, known: Stored | None) -> Stored:
+    codes, residuals, doclens, passages, counts = sources
+    # what an update left alone stays where it is
+    parts = () if known is None else (known.codes, known.residuals, known.sources[2], known.cells.values)
+    before = {} if known is None else dict(zip(map(id, known.sources), parts, strict=False))
+    offsets, begins = _offsets(doclens).to(device), _offsets(counts).to(device)
+    room = free_bytes(device)
+    room -= room // SPARED
+    said, placed = [], []
+    for name, part in (("codes", codes), ("passages of centroids", passages), ("residuals", residuals)):
+        there = before.get(id(part), part)
+        fits = there.device == device or part.nbytes <= room
+        if fits and there.device != device:
+            there = part.to(device)
+            room -= part.nbytes
+        placed.append(there if fits else part)
+        size = f"{_mebibytes(part.nbytes)} of {name}"
+        said.append(f"{size} on {device}" if fits else f"{size} in the host's memory: {_mebibytes(room)} are left")
+    codes, passages, residuals = placed
+    return Stored(sources, device, codes, residuals, offsets, Ragged(passages, begins), ", ".join(said))
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB"
+
+
+def _offsets(lengths: Tensor) -> Tensor:
+    lengths = lengths.long()
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])

@@ -1,0 +1,78 @@
+"""The stages of colbert-ai's search on a GPU: candidates pruned by their centroids, then scored by what is stored.
+
+For any number of queries at a time. The library prunes by sums that are rounded to float16, equal ones in no order;
+here sums are float32, so that what is kept is among what the library may keep.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from li_plugins.ops import code_maxsim, explain_residual_maxsim, residual_maxsim
+from li_plugins_colbert.operations import MASKED
+from li_plugins_colbert.residency import Stored
+
+Pairs = tuple[Tensor, Tensor]
+"""Queries and passages, ``[P]`` int64 each, sorted by query."""
+
+
+def pruned(stored: Stored, centroid_scores: Tensor, pairs: Pairs, threshold: float, ndocs: int) -> Pairs:
+    """Return the ``ndocs // 4`` best passages of each query by all centroids, among the ``ndocs`` best by near ones.
+
+    ``centroid_scores [A, K, Lq]``; a centroid is near a query where one of its scores is at least ``threshold``.
+    """
+    near = centroid_scores.amax(-1) >= threshold
+    for kept, count in ((near, ndocs), (None, ndocs // 4)):
+        queries, passages = pairs
+        if len(queries) <= count:
+            continue  # none is left out, whatever they score
+        codes, _, offsets, documents = stored.tokens(passages, residuals=False)
+        scores = code_maxsim(centroid_scores, codes, offsets, pairs=(queries, documents), kept=kept, least=MASKED)
+        chosen = best(queries, scores, count, len(centroid_scores))
+        pairs = queries[chosen], passages[chosen]
+    return pairs
+
+
+def scored(stored: Stored, codec: Any, queries: Tensor, pairs: Pairs, out_dtype: torch.dtype) -> Tensor:
+    """Return the scores ``[P]`` of pairs of ``queries [A, Lq, dim]`` and passages by their stored embeddings."""
+    return residual_maxsim(**_request(stored, codec, queries, pairs, out_dtype))
+
+
+def explain_scored(stored: Stored, codec: Any, queries: Tensor, pairs: Pairs, out_dtype: torch.dtype) -> str:
+    """Say which kernel would score, and where what is stored lies."""
+    return f"{stored.why}; {explain_residual_maxsim(**_request(stored, codec, queries, pairs, out_dtype))}"
+
+
+def best(queries: Tensor, scores: Tensor, count: int, queried: int) -> Tensor:
+    """Return where the ``count`` best scores of each query are, or all it has; sorted by query.
+
+    ``queries [P]`` ascend, below ``queried``.
+    """
+    if queried == 1:
+        return scores.topk(min(count, len(scores))).indices
+    order = scores.argsort(descending=True)
+    order = order[queries[order].argsort(stable=True)]  # best first within each query
+    ascending = queries[order]
+    first = torch.searchsorted(ascending, torch.arange(queried, device=queries.device))
+    places = torch.arange(len(order), device=queries.device) - first[ascending]
+    return order[places < count]
+
+
+def _request(stored: Stored, codec: Any, queries: Tensor, pairs: Pairs, out_dtype: torch.dtype) -> dict[str, Any]:
+    codes, residuals, offsets, documents = stored.tokens(pairs[1], residuals=True)
+    return {
+        "queries": queries.to(codec.centroids),
+        "codes": codes,
+        "residuals": residuals,
+        "centroids": codec.centroids,
+        "bucket_weights": codec.bucket_weights,
+        "document_offsets": offsets,
+        "nbits": codec.nbits,
+        "pairs": (pairs[0], documents),
+        # the library pads here, and what it pads has this similarity
+        "least": MASKED,
+        "out_dtype": out_dtype,
+    }

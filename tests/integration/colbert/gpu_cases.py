@@ -1,0 +1,478 @@
+"""What colbert-ai does where it sees a GPU, patched and by itself: the cases of a real GPU and of a pretended one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_colbert
+import torch
+from colbert.indexing import collection_indexer
+from colbert.indexing.codecs.residual import ResidualCodec
+from colbert.infra import ColBERTConfig
+from colbert.modeling import colbert
+from li_plugins_colbert import residency
+from li_plugins_colbert.extensions import StandIn
+from torch import Tensor
+
+import li_plugins
+from li_plugins.ops import kmeans
+from li_plugins.testing.oracle import judge
+
+ULP = 2.0**-11
+"""A rounding step of float16 between 0.5 and 1, which no similarity exceeds."""
+CASES = [(nbits, dim) for nbits in (1, 2, 4, 8) for dim in (64, 96, 128) if dim % (8 * nbits) == 0]
+ATTRIBUTES = ("decompress_residuals", "packbits", "loaded_extensions")
+
+
+def decompress_residuals(
+    residuals: Tensor, weights: Tensor, reverse: Tensor, table: Tensor, codes: Tensor, centroids: Tensor, *_: int
+) -> Tensor:
+    """Return what decompress_residuals.cu of the library does, by its two tables."""
+    buckets = table[reverse[residuals.long()].long()].flatten(1)
+    return centroids[codes.long()] + weights[buckets.long()]
+
+
+def packbits(flags: Tensor) -> Tensor:
+    """Return what packbits.cu of the library does."""
+    return torch.from_numpy(np.packbits(flags.cpu().numpy())).to(flags.device)
+
+
+@contextmanager
+def library() -> Iterator[None]:
+    """Let colbert-ai run by itself, with its two CUDA extensions in plain torch: the bits of the compiled ones."""
+    with li_plugins.suspended():
+        own = {name: vars(ResidualCodec)[name] for name in ATTRIBUTES if name in vars(ResidualCodec)}
+        ResidualCodec.decompress_residuals = staticmethod(decompress_residuals)
+        ResidualCodec.packbits = staticmethod(packbits)
+        ResidualCodec.loaded_extensions = True
+        try:
+            yield
+        finally:
+            for name in ATTRIBUTES:
+                delattr(ResidualCodec, name)
+            for name, value in own.items():
+                setattr(ResidualCodec, name, value)
+
+
+def codec(nbits: int, dim: int, centroids: int = 200) -> Any:
+    rest = torch.randn(4096) * 0.05
+    quantiles = torch.arange(0, 2**nbits) / 2**nbits
+    return ResidualCodec(
+        config=ColBERTConfig(dim=dim, nbits=nbits),
+        centroids=torch.nn.functional.normalize(torch.randn(centroids, dim), dim=-1).half(),
+        avg_residual=torch.tensor(0.1),
+        bucket_cutoffs=rest.quantile(quantiles[1:]),
+        bucket_weights=rest.quantile(quantiles + 0.5 / 2**nbits),
+    )
+
+
+def unit(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
+    return torch.nn.functional.normalize(torch.randn(*shape), dim=-1).to(dtype)
+
+
+def gap(ours: Any, embeddings: Tensor, found: Tensor, expected: Tensor) -> Tensor:
+    """Return by how much the similarities of two choices of centroids differ."""
+    similarities = embeddings.double() @ ours.centroids.double().cpu().T
+    return (similarities.gather(1, expected.long()[:, None]) - similarities.gather(1, found.long()[:, None])).abs()
+
+
+@pytest.mark.parametrize(("nbits", "dim"), CASES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_compress(nbits: int, dim: int, dtype: torch.dtype) -> None:
+    ours, rows = codec(nbits, dim), unit(3000, dim, dtype=dtype)
+    found = ours.compress(rows)
+    with library():
+        expected = ours.compress(rows)
+    assert (found.codes.dtype, found.residuals.dtype) == (torch.int32, torch.uint8)
+    assert found.codes.device == found.residuals.device == expected.codes.device
+    assert gap(ours, rows.half(), found.codes, expected.codes).max() <= 2 * ULP
+    same = found.codes == expected.codes
+    assert same.float().mean() > 0.97, "more than what float16 makes equal"
+    assert torch.equal(found.residuals[same], expected.residuals[same])
+
+
+def test_compress_in_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, rows = codec(2, 64), unit(3000, 64)
+    once = ours.compress(rows)
+    monkeypatch.setattr("li_plugins_colbert.codec.ROWS_AT_ONCE", 700)
+    found = ours.compress(rows)
+    assert torch.equal(found.codes, once.codes)
+    assert torch.equal(found.residuals, once.residuals)
+
+
+@pytest.mark.parametrize("out_device", ["cpu", "cuda"])
+def test_compress_into_codes(out_device: str) -> None:
+    ours, rows = codec(2, 64), unit(3000, 64)
+    found = ours.compress_into_codes(rows, out_device=out_device)
+    with library():
+        expected = ours.compress_into_codes(rows, out_device=out_device)
+    assert (found.dtype, found.device) == (expected.dtype, expected.device)
+    assert gap(ours, rows, found.cpu(), expected.cpu()).max() <= 2 * ULP
+
+
+@pytest.mark.parametrize(("nbits", "dim"), CASES)
+def test_binarize(nbits: int, dim: int) -> None:
+    ours, rest = codec(nbits, dim), (torch.randn(1000, dim) * 0.05).half().cuda()
+    found = ours.binarize(rest)
+    with library():
+        expected = ours.binarize(rest)
+    assert found.device == expected.device
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("nbits", "dim"), CASES)
+def test_decompress(nbits: int, dim: int) -> None:
+    ours = codec(nbits, dim)
+    codes = torch.randint(0, 200, (40_000,), dtype=torch.int32)
+    stored = ResidualCodec.Embeddings(codes, torch.randint(0, 256, (40_000, dim * nbits // 8), dtype=torch.uint8))
+    found = ours.decompress(stored)
+    with library():
+        expected = ours.decompress(stored)
+    assert (found.dtype, found.device) == (expected.dtype, expected.device)
+    # the norm of a row is rounded to float16 and may fall on either side
+    torch.testing.assert_close(found, expected, rtol=0, atol=ULP)
+    assert (found == expected).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("nbits", [1, 2, 4, 8])
+def test_the_operations_in_the_place_of_cuda(nbits: int) -> None:
+    ours = codec(nbits, 64)
+    assert isinstance(ResidualCodec.decompress_residuals, StandIn)
+    assert isinstance(ResidualCodec.packbits, StandIn)
+    codes = torch.randint(0, 200, (5000,), dtype=torch.int32).cuda()
+    residuals = torch.randint(0, 256, (5000, 8 * nbits), dtype=torch.uint8).cuda()
+    tables = ours.bucket_weights, ours.reversed_bit_map, ours.decompression_lookup_table
+    arguments = (residuals, *tables, codes, ours.centroids, 64, nbits)
+    assert torch.equal(ResidualCodec.decompress_residuals(*arguments), decompress_residuals(*arguments))
+    flags = torch.randint(0, 2, (32 * 999,), dtype=torch.uint8).cuda()
+    assert torch.equal(ResidualCodec.packbits(flags), packbits(flags))
+
+
+def test_nothing_is_compiled(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_nothing(**arguments: Any) -> None:
+        raise AssertionError(f"compiles {arguments['name']}")
+
+    for owner in (colbert, collection_indexer.ResidualCodec):
+        monkeypatch.setattr(f"{getattr(owner, '__module__', owner.__name__)}.load", compile_nothing)
+    texts = tiny_colbert.passages()
+    tiny_colbert.build(checkpoint, tmp_path, texts)
+    assert tiny_colbert.searcher(checkpoint, tmp_path, texts).search(texts[7], k=3)[0][0] == 7
+
+
+def test_centroids() -> None:
+    centres = unit(100, 32)
+    rows = torch.nn.functional.normalize(centres.repeat(60, 1) + 0.1 * torch.randn(6000, 32), dim=-1).half()
+    found = collection_indexer.compute_faiss_kmeans(32, 64, 8, [[rows]])
+    assert (found.shape, found.dtype, found.device.type) == ((64, 32), torch.float32, "cpu")
+
+    def objective(centroids: Tensor) -> float:
+        return torch.cdist(rows.float(), centroids).amin(1).square().mean().item()
+
+    assert objective(found) < 1.01 * objective(kmeans(rows, 64, iterations=8, seed=123))
+
+
+def compared(call: Any, *tensors: Tensor, magnitude: float) -> Tensor:
+    """Compare a call with the library's own and with float64."""
+    found = call(*tensors)
+    with library():
+        theirs = call(*tensors)
+        exact = call(*(tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors))
+    assert (found.dtype, found.device, found.shape) == (theirs.dtype, theirs.device, theirs.shape)
+    verdict = judge(found, exact, theirs, magnitude=magnitude)
+    assert verdict, verdict
+    return found
+
+
+CONFIG = ColBERTConfig()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("queries", [1, 6], ids=["one", "aligned"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_padded(dtype: torch.dtype, queries: int, sign: int, li_plugins_counts: Any) -> None:
+    asked, documents = unit(queries, 9, 16, dtype=dtype).abs(), unit(6, 13, 16, dtype=dtype).abs() * sign
+    mask = torch.rand(6, 13, 1) < 0.7
+    mask[:, 0] = True
+    compared(lambda q, d: colbert.colbert_score(q, d, mask, CONFIG), asked, documents, magnitude=36.0)
+    assert li_plugins_counts.calls["colbert.modeling.colbert:colbert_score"] == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_packed(dtype: torch.dtype, sign: int, li_plugins_counts: Any) -> None:
+    lengths = torch.tensor([3, 1, 12, 7])
+    asked, documents = unit(1, 9, 16, dtype=dtype).abs(), unit(23, 16, dtype=dtype).abs() * sign
+    found = compared(lambda q, d: colbert.colbert_score_packed(q, d, lengths, CONFIG), asked, documents, magnitude=36.0)
+    # unlike on the CPU, what is all negative scores less than 0
+    assert bool((found.sign() == sign).all())
+    assert li_plugins_counts.calls["colbert.modeling.colbert:colbert_score_packed"] == 1
+
+
+def test_packed_without_tokens_or_with_more_rows() -> None:
+    lengths = torch.tensor([3, 0, 2])
+    asked, documents = unit(1, 4, 16, dtype=torch.float32), unit(9, 16, dtype=torch.float32)
+    found = colbert.colbert_score_packed(asked, documents, lengths, CONFIG)
+    with library():
+        torch.testing.assert_close(found, colbert.colbert_score_packed(asked, documents, lengths, CONFIG))
+    assert found[1] == -9999 * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(("interaction", "tokens"), [("colbert", 9), ("flipr", 64), ("flipr", 80)])
+def test_reduce(dtype: torch.dtype, interaction: str, tokens: int) -> None:
+    config = ColBERTConfig(interaction=interaction, query_maxlen=64)
+    scores, mask = torch.randn(6, 13, tokens).to(dtype).cuda(), (torch.rand(6, 13, 1) < 0.7).cuda()
+    ours, theirs = scores.clone(), scores.clone()
+    found = colbert.colbert_score_reduce(ours, mask, config)
+    with library():
+        expected = colbert.colbert_score_reduce(theirs, mask, config)
+    assert torch.equal(found, expected)
+    assert torch.equal(ours, theirs), "the library overwrites the scores of masked tokens"
+
+
+def steps(model: Any, batch: Any, weights: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return scores, loss and the gradients of a weighted sum of both, as in the library's loop."""
+    model.zero_grad()
+    with torch.autocast("cuda", torch.float16, enabled=torch.cuda.is_available()):
+        scores, loss = model(*batch)
+    ((scores * weights.to(scores)).sum() + loss).backward()
+    grads = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    return scores.detach(), loss.detach(), grads
+
+
+def training(checkpoint: Path, root: Path, nway: int) -> tuple[Any, Any]:
+    """Return a model that is trained, and a batch of three queries."""
+    settings = {"nway": nway, "use_ib_negatives": True}
+    model = colbert.ColBERT(str(checkpoint), tiny_colbert.config(checkpoint, root, **settings))
+    ids = torch.randint(30, 60, (3, 16)), torch.randint(30, 60, (3 * nway, 40))
+    lengths = torch.randint(10, 41, (3 * nway, 1))
+    attention = (torch.arange(40) < lengths).long()
+    batch = (ids[0], torch.ones_like(ids[0])), (ids[1] * attention, attention)
+    if not torch.cuda.is_available():
+        model.use_gpu = False  # without a GPU's autocast the library cannot multiply its float16 documents
+    return model, batch
+
+
+@pytest.mark.parametrize("nway", [1, 2, 4])
+def test_a_training_step(checkpoint: Path, tmp_path: Path, nway: int, li_plugins_counts: Any) -> None:
+    model, batch = training(checkpoint, tmp_path, nway)
+    weights = torch.linspace(-1, 1, 3 * nway)
+    found = steps(model, batch, weights)
+    calls = li_plugins_counts.calls
+    assert calls["colbert.modeling.colbert:ColBERT.forward"] == 1
+    assert "colbert.modeling.colbert:colbert_score" not in calls, "all pairs are scored once"
+    with library():
+        expected = steps(model, batch, weights)
+    assert (found[0].dtype, found[0].shape) == (expected[0].dtype, expected[0].shape)
+    torch.testing.assert_close(found[0], expected[0], rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(found[1], expected[1], rtol=2e-3, atol=2e-3)
+    # of two maxima that float16 makes equal, the library's gradient may flow to the other
+    slack = 0.15 if torch.cuda.is_available() else 1e-3
+    for mine, theirs in zip(found[2], expected[2], strict=True):
+        assert (mine - theirs).norm() <= slack * theirs.norm() + 1e-4
+
+
+@pytest.mark.allow_fallback(reason="each of these makes scores or a loss of its own")
+@pytest.mark.parametrize("case", ["no negatives", "l2", "score", "loss"])
+def test_what_is_not_scored_at_once(checkpoint: Path, tmp_path: Path, case: str, li_plugins_counts: Any) -> None:
+    model, batch = training(checkpoint, tmp_path, 2)
+    if case == "no negatives":
+        model.colbert_config.configure(use_ib_negatives=False)
+    elif case == "l2":
+        model.colbert_config.configure(similarity="l2")
+    elif case == "score":
+        model.score = lambda queries, documents, mask: queries.sum((1, 2)) + documents.sum((1, 2))
+    else:
+        model.compute_ib_loss = lambda queries, documents, mask: queries.sum()
+    found = model(*batch)
+    assert len(li_plugins_counts.declines["colbert.modeling.colbert:ColBERT.forward"]) == 1
+    with library():
+        expected = model(*batch)
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+
+
+QUERIES = tiny_colbert.passages()[::7]
+
+
+def ranking(searcher: Any, k: int = 10, **options: Any) -> list[tuple[list[int], list[float]]]:
+    found = [searcher.search(query, k=k, **options) for query in QUERIES]
+    return [(pids, scores) for pids, _, scores in found]
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """Compare rankings; documents change places where their scores, float16, are within two roundings."""
+    for (pids, scores), (their_pids, their_scores) in zip(found, expected, strict=True):
+        step = 2 * 2**-10 * max(1.0, *map(abs, scores))
+        assert scores == pytest.approx(their_scores, abs=step)
+        theirs = dict(zip(their_pids, their_scores, strict=True))
+        for pid, score in zip(pids, scores, strict=True):
+            assert theirs.get(pid, their_scores[-1]) == pytest.approx(score, abs=step)
+
+
+@pytest.mark.parametrize("nbits", [1, 2, 4])
+def test_built_and_searched(checkpoint: Path, tmp_path: Path, nbits: int, li_plugins_counts: Any) -> None:
+    texts = tiny_colbert.passages()
+    tiny_colbert.build(checkpoint, tmp_path, texts, nbits=nbits)
+    ours = tiny_colbert.searcher(checkpoint, tmp_path, texts, nbits=nbits)
+    found = ranking(ours), ranking(ours, pids=list(range(0, 60, 2))), ranking(ours, filter_fn=lambda p: p[p < 20])
+    assert [pids[0] for pids, _ in found[0]] == list(range(0, 60, 7))
+    calls = li_plugins_counts.calls
+    assert calls["colbert.search.index_storage:IndexScorer.score_pids"] == 3 * len(QUERIES)
+    # 0.2.21 looks candidates up for given pids too, and prunes these by them
+    generated = calls["colbert.search.candidate_generation:CandidateGeneration.generate_candidates"]
+    assert generated in (2 * len(QUERIES), 3 * len(QUERIES))
+    with library():
+        theirs = tiny_colbert.searcher(checkpoint, tmp_path, texts, nbits=nbits)
+        assert_same(found[0], ranking(theirs))
+        assert_same(found[1], ranking(theirs, pids=list(range(0, 60, 2))))
+        assert_same(found[2], ranking(theirs, filter_fn=lambda pids: pids[pids < 20]))
+
+
+@pytest.mark.parametrize("ncells", [1, 3])
+def test_queries_together(checkpoint: Path, tmp_path: Path, ncells: int, li_plugins_counts: Any) -> None:
+    texts = tiny_colbert.passages()
+    tiny_colbert.build(checkpoint, tmp_path, texts)
+    # so few candidates that both stages leave some out
+    settings = {"ncells": ncells, "ndocs": 24, "centroid_score_threshold": 0.3}
+    searcher = tiny_colbert.searcher(checkpoint, tmp_path, texts, **settings)
+    queries = dict(enumerate(QUERIES))
+    found = searcher.search_all(queries, k=4)
+    assert li_plugins_counts.calls["colbert.searcher:Searcher._search_all_Q"] == 1
+    assert li_plugins_counts.calls["colbert.search.index_storage:IndexScorer.score_pids"] == 1, "of the first query"
+    one_by_one = [searcher.search(query, k=4) for query in QUERIES]
+    for number, (pids, places, scores) in enumerate(one_by_one):
+        assert [place for _, place, _ in found.data[number]] == places
+        assert_same([([p for p, _, _ in found.data[number]], [s for _, _, s in found.data[number]])], [(pids, scores)])
+    with library():
+        theirs = searcher.search_all(queries, k=1)
+    assert {n: [row[0] for row in rows] for n, rows in theirs.data.items()} == {
+        n: [row[0] for row in rows[:1]] for n, rows in found.data.items()
+    }
+    mine, their = (vars(rankings.provenance()) for rankings in (found, theirs))
+    assert mine.keys() == their.keys()
+    assert (mine["source"], mine["config"]) == (their["source"], their["config"])
+
+
+@pytest.mark.allow_fallback(reason="a filter is called for each query, and passages that are given are its own")
+def test_queries_one_after_the_other(checkpoint: Path, tmp_path: Path) -> None:
+    texts = tiny_colbert.passages()
+    tiny_colbert.build(checkpoint, tmp_path, texts)
+    searcher = tiny_colbert.searcher(checkpoint, tmp_path, texts)
+    queries = dict(enumerate(QUERIES))
+    few = searcher.search_all(queries, k=3, filter_fn=lambda pids: pids[pids < 20])
+    assert all(pid < 20 for rows in few.data.values() for pid, _, _ in rows)
+    given = searcher.search_all(queries, k=3, qid_to_pids={number: [number, 7 * number] for number in queries})
+    assert all(rows[0][0] == 7 * number for number, rows in given.data.items())
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.4, 2.0])
+def test_what_is_left_out_scores_no_more(checkpoint: Path, tmp_path: Path, threshold: float) -> None:
+    texts = tiny_colbert.passages()
+    tiny_colbert.build(checkpoint, tmp_path, texts)
+    searcher = tiny_colbert.searcher(checkpoint, tmp_path, texts)
+    searcher.configure(ncells=4, ndocs=32, centroid_score_threshold=threshold)
+    for query in QUERIES:
+        embedded = searcher.encode([query])
+        pids, centroid_scores = searcher.ranker.retrieve(searcher.config, embedded)
+        with library():
+            their_pids, theirs = searcher.ranker.retrieve(searcher.config, embedded)
+        torch.testing.assert_close(centroid_scores, theirs, rtol=0, atol=2 * ULP)
+        assert pids.dtype is their_pids.dtype
+        assert pids.tolist() == sorted(set(pids.tolist()))
+        fourth = centroid_scores.float().topk(4, dim=0).values[-1]
+        # of equal ones, any may be the fourth
+        surely, perhaps = (near_by(searcher.ranker, centroid_scores, some) for some in (fourth + ULP, fourth - ULP))
+        assert surely <= set(pids.tolist()) <= perhaps
+        _, kept = searcher.ranker.score_pids(searcher.config, embedded, pids, centroid_scores)
+        assert (len(kept), kept.dtype) == (8, pids.dtype)
+        if threshold < 2:  # beyond, no centroid counts, and all candidates are equal
+            # a pruned document is behind every kept one in one of the two stages
+            near = centroid_scores.amax(-1) >= threshold
+            sums = [by_centroids(searcher.ranker, centroid_scores, pids, some) for some in (near, near | True)]
+            first = sums[0].topk(32).values[-1] if len(pids) > 32 else -torch.inf
+            survivors = sums[1][sums[0] >= first]
+            least = min(sums[1][pids.tolist().index(pid)] for pid in kept.tolist())
+            assert least >= survivors.topk(8).values[-1] - 1e-3
+
+
+def near_by(ranker: Any, centroid_scores: Tensor, least: Tensor) -> set[int]:
+    """Return the passages of centroids that score at least ``least [Lq]`` for one of the tokens, slowly."""
+    cells = (centroid_scores >= least).any(1).nonzero().flatten().tolist()
+    runs = (ranker.ivf.tensor[ranker.ivf.offsets[cell] : ranker.ivf.offsets[cell + 1]] for cell in cells)
+    return {pid for run in runs for pid in run.tolist()}
+
+
+def by_centroids(ranker: Any, centroid_scores: Tensor, pids: Tensor, counted: Tensor) -> Tensor:
+    """Return the sums of the maxima over the centroids that count, slowly."""
+    sums = []
+    for pid in pids.tolist():
+        codes = ranker.embeddings.codes[ranker.offsets[pid] : ranker.offsets[pid + 1]].long().to(counted.device)
+        codes = codes[counted[codes]]
+        found = centroid_scores[codes].float().amax(0) if len(codes) else torch.full((1,), -9999.0)
+        sums.append(found.sum().item())
+    return torch.tensor(sums)
+
+
+@pytest.mark.allow_fallback(reason="flipr is no sum over all query tokens: the library searches, with our codec")
+def test_flipr(checkpoint: Path, tmp_path: Path) -> None:
+    texts, settings = tiny_colbert.passages(), {"interaction": "flipr", "query_maxlen": 64, "doc_maxlen": 48}
+    tiny_colbert.build(checkpoint, tmp_path, texts, **settings)
+    found = ranking(tiny_colbert.searcher(checkpoint, tmp_path, texts, **settings), k=3)
+    with library():
+        assert_same(found, ranking(tiny_colbert.searcher(checkpoint, tmp_path, texts, **settings), k=3))
+
+
+def test_an_index_that_changes_is_placed_anew(checkpoint: Path, tmp_path: Path) -> None:
+    texts = tiny_colbert.passages()
+    tiny_colbert.build(checkpoint, tmp_path, texts)
+    ranker = tiny_colbert.searcher(checkpoint, tmp_path, texts).ranker
+    placed = residency.of(ranker)
+    assert residency.of(ranker) is placed
+    ranker.embeddings.codes = ranker.embeddings.codes.clone()
+    again = residency.of(ranker)
+    assert again.sources[0] is ranker.embeddings.codes
+    assert again.residuals is placed.residuals, "what did not change stays where it is"
+    said = str(li_plugins.explain(ranker.score_pids, CONFIG, torch.randn(1, 4, 64), torch.tensor([3, 5]), None))
+    assert f"of codes on {placed.device}" in said
+    assert "residual_maxsim" in said
+
+
+def test_passages(checkpoint: Path, tmp_path: Path) -> None:
+    from colbert.indexing.collection_encoder import CollectionEncoder
+    from colbert.modeling.checkpoint import Checkpoint
+
+    texts, config = tiny_colbert.passages(), tiny_colbert.config(checkpoint, tmp_path)
+    encoder = CollectionEncoder(config, Checkpoint(str(checkpoint), colbert_config=config).cuda())
+    found, lengths = encoder.encode_passages(texts)
+    kept, _ = encoder.encode_passages(list(texts))
+    assert torch.equal(kept, found)
+    with library():
+        expected, their_lengths = encoder.encode_passages(texts)
+    assert lengths == their_lengths
+    assert (found.dtype, found.device) == (expected.dtype, expected.device)
+    cosines = torch.nn.functional.cosine_similarity(found.float(), expected.float())
+    assert cosines.min() > 0.999, "attention ignores padding but for the roundings of float16"
+
+
+def test_masks(checkpoint: Path, tmp_path: Path) -> None:
+    model = colbert.ColBERT(str(checkpoint), tiny_colbert.config(checkpoint, tmp_path))
+    ids = torch.randint(0, 60, (7, 30)).cuda()
+    found = model.mask(ids, model.skiplist)
+    attention = torch.ones_like(ids)
+    with torch.no_grad():
+        embeddings, kept = model.doc(ids, attention, keep_dims="return_mask")
+        listed, queries = model.doc(ids, attention, keep_dims=False), model.query(ids, attention)
+        with library():
+            assert found == model.mask(ids, model.skiplist)
+            theirs, their_kept = model.doc(ids, attention, keep_dims="return_mask")
+            their_listed, their_queries = model.doc(ids, attention, keep_dims=False), model.query(ids, attention)
+    assert torch.equal(kept, their_kept)
+    assert (embeddings.dtype, queries.dtype) == (theirs.dtype, their_queries.dtype)
+    for mine, other in zip((embeddings, queries, *listed), (theirs, their_queries, *their_listed), strict=True):
+        assert mine.device == other.device
+        torch.testing.assert_close(mine, other, rtol=0, atol=ULP)
