@@ -44,7 +44,7 @@ import li_plugins
 
 KEY = ("workload", "who", "gpu")
 COLUMNS = ("ms", "p20", "p80", "p99", "host_us", "peak_mib", "error", "error_gradient", "agree", "note")
-SECONDS, FEW = 20, 80
+SECONDS, FEW = 12, 80
 """How long one side searches for one row; how many queries show how much memory they take together."""
 BUILD = """
 from colbert.indexing.codecs.residual import ResidualCodec
