@@ -23,6 +23,7 @@ from li_plugins.ops.maxsim import (
     supports_maxsim,
     supports_maxsim_packed,
 )
+from li_plugins.ops.maxsim.cosine import cosine_maxsim
 from li_plugins.ops.residual import code_maxsim, explain_code_maxsim, explain_residual_maxsim, residual_maxsim
 from li_plugins.ops.smooth_maxsim import explain_smooth_maxsim, smooth_maxsim, supports_smooth_maxsim
 
@@ -33,6 +34,7 @@ __all__ = [
     "cluster_sums",
     "code_maxsim",
     "compress",
+    "cosine_maxsim",
     "decompress",
     "explain_assign",
     "explain_binarize",

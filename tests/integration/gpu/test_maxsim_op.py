@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from li_plugins.ops import dispatch, maxsim, maxsim_packed
+from li_plugins.ops import cosine_maxsim, dispatch, maxsim, maxsim_packed
 from li_plugins.ops.maxsim import autograd
 from li_plugins.ops.maxsim.triton_kernel import KERNEL
 from li_plugins.testing.maxsim_cases import LAYOUTS, RULES, check_kernel, random_problem
@@ -49,6 +49,23 @@ def test_a_gradient_on_one_side_only():
     maxsim(queries, documents, out_dtype=torch.float32).backward(torch.ones(4, 8, device="cuda"))
     assert queries.grad.shape == both[1].shape
     assert documents.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_cosines(dtype):
+    random = torch.Generator("cuda").manual_seed(0)
+    leaves = [torch.randn(shape, generator=random, device="cuda") for shape in ((6, 32, 128), (9, 180, 128))]
+    leaves = [(3 * leaf).to(dtype).requires_grad_() for leaf in leaves]
+    exact_leaves = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    scores = cosine_maxsim(*leaves, out_dtype=torch.float32)
+    exact = maxsim(*(torch.nn.functional.normalize(leaf, dim=-1) for leaf in exact_leaves))
+    grad = torch.randn(scores.shape, generator=random, device="cuda")
+    pairs = [(scores, exact)]
+    found, truth = torch.autograd.grad(scores, leaves, grad), torch.autograd.grad(exact, exact_leaves, grad.double())
+    pairs += zip(found, truth, strict=True)
+    for ours, right in pairs:
+        assert (ours.double() - right).norm() < 2 * torch.finfo(ours.dtype).eps * right.norm()
+    assert dispatch.counters()[("maxsim", "triton")] == 1
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
