@@ -137,7 +137,7 @@ def supported(request: Request | Decline, supports: Callable[..., Support]) -> R
 
 def concatenated(texts: Sequence[Tensor], device: Any = None) -> Ragged:
     """Copy texts ``[length, d]`` into one block, on ``device`` or where they are; at least one text."""
-    lengths = [len(text) for text in texts]
+    lengths = [text.shape[0] for text in texts]  # len() of a tensor asks for more
     tokens = _moved(list(texts), sum(lengths), device)
     return Ragged(tokens, torch.tensor([0, *accumulate(lengths)], device=tokens.device), max(lengths), min(lengths))
 
@@ -157,11 +157,15 @@ def _moved(texts: list[Tensor], length: int, device: Any) -> Tensor:
 
 def unlike(side: str, texts: Sequence[Any]) -> Decline | None:
     """Decline texts that are not all ``[length, d]`` of one ``d``, dtype and device; at least one text."""
-    first = texts[0]
+    width = dtype = device = None
+    nothing = torch.Size()
     for text in texts:
-        if type(text) not in PLAIN_TENSORS or text.ndim != 2:
+        shape = text.shape if type(text) in PLAIN_TENSORS else nothing
+        if len(shape) != 2:
             return Decline(f"{side}: a text is no plain tensor [length, d]")
-        if text.shape[1] != first.shape[1] or text.dtype != first.dtype or text.device != first.device:
+        if width is None:
+            width, dtype, device = shape[1], text.dtype, text.device
+        elif shape[1] != width or text.dtype is not dtype or text.device != device:
             return Decline(f"{side}: the texts differ in dimension, dtype or device")
     return None
 

@@ -27,7 +27,7 @@ def texts(side: str, embeddings: list[Any], mask: Any) -> list[Tensor] | Decline
         return Decline(f"a mask for a list of {side}: it may unmask the padding that the library adds")
     if not all(isinstance(text, (Tensor, np.ndarray, list)) for text in embeddings):
         return Decline(f"{side}: a text is no tensor, array or list")
-    tensors = [_convert_to_tensor(text) for text in embeddings]
+    tensors = [text if type(text) is Tensor else _convert_to_tensor(text) for text in embeddings]
     refusal = arguments.unlike(side, tensors)
     if refusal:
         return refusal
