@@ -46,6 +46,7 @@ BUILTIN = (
         priority=-10,
     ),
     *_plain("smooth_maxsim", "li_plugins.ops.smooth_maxsim.{}:KERNEL", grad=True),
+    *_plain("xtr_maxsim", "li_plugins.ops.xtr_maxsim.{}:KERNEL", grad=True),
     *_plain("assign", "li_plugins.ops.kmeans.{}:ASSIGN"),
     *_plain("cluster_sums", "li_plugins.ops.kmeans.{}:SUMS"),
     *_plain("compress", "li_plugins.ops.codec.{}:COMPRESS"),
