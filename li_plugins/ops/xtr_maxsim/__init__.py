@@ -58,8 +58,8 @@ def xtr_maxsim(
     Returns
     -------
     Tensor
-        ``[A, B]`` or ``[A, K]``. Gradients flow to ``queries`` and ``documents`` through the first of the best retrieved
-        tokens; what a sum is divided by is a constant to them.
+        ``[A, B]`` or ``[A, K]``. Gradients flow to ``queries`` and ``documents`` through the first of the best tokens that
+        are retrieved; what a sum is divided by is a constant to them.
 
     Raises
     ------
@@ -123,9 +123,7 @@ def _validated(
     mask_rule: MaskRule,
     out_dtype: torch.dtype | None,
 ) -> XtrProblem:
-    problem = contract.dense(
-        queries, documents, query_weights, document_mask, mask_rule=mask_rule, out_dtype=out_dtype
-    )
+    problem = contract.dense(queries, documents, query_weights, document_mask, mask_rule=mask_rule, out_dtype=out_dtype)
     if mask_rule.name == "ZERO":
         raise BadInput("xtr_maxsim takes mask_rule NONE, EXCLUDE or FILL(value)", "ZERO", "pass one of these")
     if not isinstance(xtr_rule, XtrRule) or xtr_rule.name not in _RULES:

@@ -14,6 +14,7 @@ from torch import Tensor
 from li_plugins.api import Support
 from li_plugins.ops import dispatch
 from li_plugins.ops.maxsim.kept import compute_dtype
+from li_plugins.ops.xtr_maxsim.greatest import greatest
 from li_plugins.ops.xtr_maxsim.problem import XtrProblem
 
 TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}
@@ -46,7 +47,8 @@ class Blocked:
             is_found = queries.new_empty(shape, dtype=torch.bool)
             positions = queries.new_empty(shape, dtype=torch.int64) if want_winners else None
             rows = queries[chosen].flatten(0, 1)
-            for part in _spans(rows.shape[0], problem.pool, pool.elements, LEAST_ROWS):
+            # of what is retrieved there are some copies of eight bytes each
+            for part in _spans(rows.shape[0], problem.pool + 8 * problem.k, pool.elements, LEAST_ROWS):
                 retrieved = pool.retrieved(rows[part], part.start + chosen.start * length)
                 best.flatten(0, 1)[part], is_found.flatten(0, 1)[part] = retrieved.best, retrieved.is_found
                 if positions is not None:
@@ -117,7 +119,7 @@ class _Pool(NamedTuple):
     def retrieved(self, rows: Tensor, first: int) -> _Retrieved:
         """Return what query tokens ``[R, d]`` retrieve, the first of which is the ``first`` of all queries."""
         problem = self.problem
-        similarities, places = self._similarities(rows.to(self.dtype)).topk(problem.k, sorted=False)
+        similarities, places = greatest(self._similarities(rows.to(self.dtype)), problem.k)
         columns = places.div(problem.max_document_length, rounding_mode="floor")
         positions = places - columns * problem.max_document_length
         count, documents = problem.columns, None
@@ -143,7 +145,7 @@ class _Pool(NamedTuple):
         return _Retrieved(similarities, columns, positions, documents, found, is_found, is_whole, best)
 
     def winners(self, retrieved: _Retrieved) -> Tensor:
-        """Return the position of the first of each document's best tokens, ``[R, columns]``, -1 where none gets a gradient."""
+        """Return the position of each document's first best token, ``[R, columns]``, -1 where none gets a gradient."""
         similarities, columns, positions, documents, found, is_found, is_whole, best = retrieved
         length = self.problem.max_document_length
         is_best = (similarities == found.gather(1, columns)) | similarities.isnan()
