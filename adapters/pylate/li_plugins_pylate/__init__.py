@@ -52,6 +52,13 @@ def li_plugins_adapters() -> list[Adapter]:
                     also={**_CONVERT, "pylate.scores.colbert:colbert_scores": list(_SCORES.values())},
                 ),
                 Target(
+                    "pylate.scores.xtr:XTRScores._score",
+                    "li_plugins_pylate.retrieval:score",
+                    bodies={"1.5.0 - 1.6.0": "5757d67e"},
+                    explain="li_plugins_pylate.retrieval:explain_score",
+                    versions=">=1.5",
+                ),
+                Target(
                     "pylate.rank.rank:rerank",
                     "li_plugins_pylate.rank:rerank",
                     bodies={"1.3.0": "0301326b", "1.3.1 - 1.6.0": "531bab4e"},

@@ -58,8 +58,8 @@ def xtr_maxsim(
     Returns
     -------
     Tensor
-        ``[A, B]`` or ``[A, K]``. Gradients flow to ``queries`` and ``documents`` through the first of the best tokens that
-        are retrieved; what a sum is divided by is a constant to them.
+        ``[A, B]`` or ``[A, K]``. Gradients flow to ``queries`` and ``documents`` through the first of the best tokens
+        retrieved; what a sum is divided by is a constant to them.
 
     Raises
     ------
