@@ -126,7 +126,7 @@ def _validated(
     problem = contract.dense(queries, documents, query_weights, document_mask, mask_rule=mask_rule, out_dtype=out_dtype)
     if mask_rule.name == "ZERO":
         raise BadInput("xtr_maxsim takes mask_rule NONE, EXCLUDE or FILL(value)", "ZERO", "pass one of these")
-    if not isinstance(xtr_rule, XtrRule) or xtr_rule.name not in _RULES:
+    if not isinstance(xtr_rule, XtrRule) or xtr_rule.name not in ("RETRIEVED", "POSITIVE"):
         raise BadInput("xtr_rule is an XtrRule: RETRIEVED or POSITIVE", repr(xtr_rule), "pass one of these")
     if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
         raise BadInput("k is a number of tokens", repr(k), "pass an int")
@@ -136,15 +136,12 @@ def _validated(
             f"k lies between 1 and the number of document tokens, {pool}", str(k), "pass min(k, that number)"
         )
     return _problem(
-        queries, documents, query_weights, document_mask, k, xtr_rule.name, *_meaning(mask_rule), problem.out_dtype
+        queries, documents, query_weights, document_mask, k, *_meaning(xtr_rule, mask_rule), problem.out_dtype
     )
 
 
-_RULES = {rule.name: rule for rule in (XtrRule.RETRIEVED, XtrRule.POSITIVE)}
-
-
-def _meaning(rule: MaskRule) -> tuple[str, float, float]:
-    return rule.name, rule.fill, rule.empty_score
+def _meaning(xtr_rule: XtrRule, rule: MaskRule) -> tuple[str, float, str, float, float]:
+    return xtr_rule.name, xtr_rule.least_count, rule.name, rule.fill, rule.empty_score
 
 
 def _problem(
@@ -154,6 +151,7 @@ def _problem(
     document_mask: Tensor | None,
     k: int,
     xtr_rule: str,
+    least_count: float,
     rule: str,
     fill: float,
     empty_score: float,
@@ -170,7 +168,7 @@ def _problem(
         query_weights=query_weights,
         document_mask=document_mask,
         k=k,
-        xtr_rule=_RULES[xtr_rule],
+        xtr_rule=XtrRule(xtr_rule, least_count),
     )
 
 
@@ -182,8 +180,7 @@ def _described(problem: XtrProblem) -> tuple[Any, ...]:
         problem.query_weights,
         problem.document_mask,
         problem.k,
-        problem.xtr_rule.name,
-        *_meaning(problem.rule),
+        *_meaning(problem.xtr_rule, problem.rule),
         problem.out_dtype,
     )
 
@@ -204,8 +201,8 @@ def _unread(described: tuple[Any, ...]) -> tuple[int, ...]:
 _OPERATION = autograd.register(
     "xtr_maxsim",
     "xtr_maxsim",
-    "Tensor? query_weights, Tensor? document_mask, SymInt k, str xtr_rule, str rule, float fill, float empty_score, "
-    "ScalarType out_dtype",
+    "Tensor? query_weights, Tensor? document_mask, SymInt k, str xtr_rule, float least_count, "
+    "str rule, float fill, float empty_score, ScalarType out_dtype",
     _problem,
     _check,
     _unread,

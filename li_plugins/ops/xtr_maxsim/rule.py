@@ -27,4 +27,4 @@ class XtrRule:
 
 
 XtrRule.RETRIEVED = XtrRule("RETRIEVED", 1.0)
-XtrRule.POSITIVE = XtrRule("POSITIVE", 1e-3)
+XtrRule.POSITIVE = XtrRule("POSITIVE", 0.0010000000474974513)  # 0.001 in float32, in which both libraries count

@@ -280,7 +280,7 @@ def test_opcheck(shape: tuple[int, ...], xtr_rule: XtrRule) -> None:
     queries, documents = some(3, 4, 6).requires_grad_(), some(*shape).requires_grad_()
     weights, mask = torch.rand(3, 4), torch.rand(shape[:-1]) < 0.6
     for factors in ((None, None), (weights, mask)):
-        arguments = (queries, documents, *factors, 9, xtr_rule.name, "EXCLUDE", 0.0, -1e9, torch.float32, True)
+        arguments = (queries, documents, *factors, 9, xtr_rule.name, 1.0, "EXCLUDE", 0.0, -1e9, torch.float32, True)
         torch.library.opcheck(torch.ops.li_plugins.xtr_maxsim.default, arguments)
 
 
