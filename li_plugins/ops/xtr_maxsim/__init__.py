@@ -136,12 +136,20 @@ def _validated(
             f"k lies between 1 and the number of document tokens, {pool}", str(k), "pass min(k, that number)"
         )
     return _problem(
-        queries, documents, query_weights, document_mask, k, *_meaning(xtr_rule, mask_rule), problem.out_dtype
+        queries,
+        documents,
+        query_weights,
+        document_mask,
+        k,
+        xtr_rule.name,
+        xtr_rule.least_count,
+        *_meaning(mask_rule),
+        problem.out_dtype,
     )
 
 
-def _meaning(xtr_rule: XtrRule, rule: MaskRule) -> tuple[str, float, str, float, float]:
-    return xtr_rule.name, xtr_rule.least_count, rule.name, rule.fill, rule.empty_score
+def _meaning(rule: MaskRule) -> tuple[str, float, float]:
+    return rule.name, rule.fill, rule.empty_score
 
 
 def _problem(
@@ -168,7 +176,8 @@ def _problem(
         query_weights=query_weights,
         document_mask=document_mask,
         k=k,
-        xtr_rule=XtrRule(xtr_rule, least_count),
+        xtr_rule=xtr_rule,
+        least_count=least_count,
     )
 
 
@@ -180,7 +189,9 @@ def _described(problem: XtrProblem) -> tuple[Any, ...]:
         problem.query_weights,
         problem.document_mask,
         problem.k,
-        *_meaning(problem.xtr_rule, problem.rule),
+        problem.xtr_rule,
+        problem.least_count,
+        *_meaning(problem.rule),
         problem.out_dtype,
     )
 

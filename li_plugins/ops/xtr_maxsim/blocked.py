@@ -134,7 +134,7 @@ class _Pool(NamedTuple):
 
         shape = len(rows), count + 1
         found = similarities.new_full(shape, -torch.inf).scatter_reduce_(1, columns, similarities, "amax")
-        if problem.xtr_rule.name == "RETRIEVED":
+        if problem.xtr_rule == "RETRIEVED":
             is_found = torch.zeros(shape, dtype=torch.bool, device=rows.device).scatter_(1, columns, True)[:, :-1]
             best, is_whole = found[:, :-1].where(is_found, 0), None
         else:

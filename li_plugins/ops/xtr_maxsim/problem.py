@@ -10,7 +10,6 @@ from torch import Tensor
 from li_plugins.ops.masks import MaskRule
 from li_plugins.ops.maxsim.kept import compute_dtype
 from li_plugins.ops.maxsim.problem import Problem
-from li_plugins.ops.xtr_maxsim.rule import XtrRule
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,7 +22,10 @@ class XtrProblem(Problem):
     """
 
     k: int = 1
-    xtr_rule: XtrRule = XtrRule.RETRIEVED
+    xtr_rule: str = "RETRIEVED"
+    """Name of the ``XtrRule``."""
+    least_count: float = 1.0
+    """Its own."""
 
     @property
     def pool(self) -> int:
@@ -70,7 +72,7 @@ class XtrProblem(Problem):
         if weights is not None:
             weights = weights[queries].unsqueeze(-1)
             best = best * weights.to(best.dtype)
-        if self.xtr_rule.name == "POSITIVE":
+        if self.xtr_rule == "POSITIVE":
             counts = (best > 0).sum(1)
         else:
             counts = (is_found if weights is None else is_found & (weights != 0)).sum(1)
@@ -83,7 +85,7 @@ class XtrProblem(Problem):
 
     def divisors(self, counts: Tensor, dtype: torch.dtype) -> Tensor:
         """Return what sums are divided by."""
-        return counts.to(dtype).clamp(min=self.xtr_rule.least_count)
+        return counts.to(dtype).clamp(min=self.least_count)
 
     def winning(self, winners: Tensor, grad_scores: Tensor) -> tuple[Problem, Tensor, Tensor]:
         """Return the MaxSim problem that has the same gradients, with its winners and the gradient of its scores."""

@@ -35,7 +35,7 @@ class Reference:
         similarities, is_retrieved, keep = (
             _own(problem, tokens) for tokens in (similarities, is_retrieved, keep.expand_as(similarities))
         )
-        is_positive = problem.xtr_rule.name == "POSITIVE"
+        is_positive = problem.xtr_rule == "POSITIVE"
         lost = 0.0 if is_positive else -torch.inf
         best, winners = maxsim.first_maximum(similarities.where(is_retrieved, lost))
         is_found = is_retrieved.any(-1)
