@@ -34,19 +34,17 @@ def explain_score(
 
 
 def _request(instance: Any, queries: Any, documents: Any, queries_mask: Any, documents_mask: Any) -> Request | Decline:
-    refusal = _unlike_an_int("k", instance.k) or (
-        None
-        if instance.document_chunk_size is None
-        else _unlike_an_int("document_chunk_size", instance.document_chunk_size)
-    )
+    k, chunk = getattr(instance, "k", None), getattr(instance, "document_chunk_size", None)
+    refusal = _unlike_an_int("k", k) or (chunk is not None and _unlike_an_int("document_chunk_size", chunk))
     if refusal:
         return refusal
     if type(documents) not in arguments.PLAIN_TENSORS or documents.ndim != 4:
         return Decline("documents of XTRScores are no plain tensor of rank 4")
     if 0 in documents.shape[:3]:
         return Decline(f"documents of shape {tuple(documents.shape)}: no token to retrieve")
-    if instance.k > documents.shape[:3].numel():
-        return Decline(f"k is {instance.k}, more than the {documents.shape[:3].numel()} document tokens")
+    pool = documents.shape[:3].numel()
+    if k > pool:
+        return Decline(f"k is {k}, more than the {pool} document tokens")
     if documents_mask is not None:
         if type(documents_mask) not in arguments.PLAIN_TENSORS or documents_mask.shape != documents.shape[:3]:
             return Decline("documents_mask is no plain tensor with one entry for each document token")
@@ -66,7 +64,7 @@ def _request(instance: Any, queries: Any, documents: Any, queries_mask: Any, doc
     return {
         "queries": queries,
         "documents": documents,
-        "k": instance.k,
+        "k": k,
         "xtr_rule": XtrRule.POSITIVE,
         "query_weights": query_weights,
         "document_mask": document_mask,

@@ -32,14 +32,14 @@ _RETRIEVAL = {
 
 @hookimpl
 def li_plugins_adapters() -> list[Adapter]:
-    """Offer the MaxSim of multi-vector models."""
+    """Offer the MaxSim of multi-vector models, and their XTR scores."""
     return [
         Adapter(
             "sentence-transformers",
             requires="sentence-transformers>=6.0,<6.3",
             since="6.0",
             summary="sentence-transformers: multi-vector similarity, losses and evaluators through MaxSim, "
-            "ragged lists without padding; XTR scores stay the library's own",
+            "ragged lists without padding, XTR scores without the grid",
             targets=[
                 Target(
                     f"{_SIMILARITY}:_maxsim_score_documents",
