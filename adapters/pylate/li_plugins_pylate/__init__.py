@@ -39,8 +39,8 @@ def li_plugins_adapters() -> list[Adapter]:
         Adapter(
             "pylate",
             requires="pylate>=1.3.0,<1.7",
-            summary="PyLate: scores, losses and evaluators through MaxSim, XTR scores without the grid, packed reranking, "
-            "one-pass skiplist masks",
+            summary="PyLate: scores, losses and evaluators through MaxSim, XTR scores without the grid, packed "
+            "reranking, one-pass skiplist masks",
             targets=[
                 *_score_targets("pylate.scores.scores", "<1.5"),
                 *_score_targets("pylate.scores.colbert", ">=1.5"),
