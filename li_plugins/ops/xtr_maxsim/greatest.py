@@ -7,22 +7,22 @@ import math
 import torch
 from torch import Tensor
 
-LEAST_SHARE = 2
-"""Least size of a group from which on groups save anything."""
+WORTHWHILE = range(16, 64)
+"""How many times ``k`` a row is long where groups save time; from 64 on ``torch.topk`` keeps a heap, which is quick."""
 
 
 def greatest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the ``k`` greatest of each of ``rows [R, n]`` and their places, ``[R, k]`` each, in no order.
 
-    ``torch.topk`` copies and partitions all numbers on the CPU. Of groups of ``c``, those with the ``k`` greatest
-    maxima hold every number that is greater than the least of these maxima; so it is enough to look at ``n / c`` and
-    then ``c * k`` numbers. Where the least of the ``k`` stands elsewhere too, or NaN is among them, ``torch.topk`` says
-    which it takes.
+    ``torch.topk`` copies and partitions all numbers of such a row on the CPU. Of groups of ``c``, those with the ``k``
+    greatest maxima hold every number that is greater than the least of these maxima; so it is enough to look at
+    ``n / c`` and then ``c * k`` numbers. Where the least of the ``k`` stands elsewhere too, or NaN is among them,
+    ``torch.topk`` says which it takes.
     """
     count = rows.shape[1]
-    share = math.isqrt(count // k)  # the least sum of both
-    if rows.device.type != "cpu" or share < LEAST_SHARE:
+    if rows.device.type != "cpu" or count // k not in WORTHWHILE:
         return rows.topk(k, sorted=False)
+    share = math.isqrt(count // k)  # the least sum of both
     groups = count // share
     whole = groups * share
     grouped = rows[:, :whole].view(len(rows), share, groups)  # a group's members are strided: maxima run down rows
