@@ -1,4 +1,4 @@
-"""The k greatest numbers of each row, from the places that ``torch.topk`` takes them from."""
+"""The k greatest numbers of each row, without a look at all of them again and again."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ import math
 import torch
 from torch import Tensor
 
-WORTHWHILE = range(16, 64)
-"""How many times ``k`` a row is long where groups save time; from 64 on ``torch.topk`` keeps a heap, which is quick."""
+WORTHWHILE = {"cpu": range(16, 64), "cuda": range(16, 2**31)}
+"""How many times ``k`` a row is long where groups save time, by device.
+
+``torch.topk`` partitions copies on the CPU, and from 64 on keeps a heap, which is quick; on a GPU it reads all numbers
+once for every two bits.
+"""
 
 
 def greatest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the ``k`` greatest of each of ``rows [R, n]`` and their places, ``[R, k]`` each, in no order.
 
-    ``torch.topk`` copies and partitions all numbers of such a row on the CPU. Of groups of ``c``, those with the ``k``
-    greatest maxima hold every number that is greater than the least of these maxima; so it is enough to look at
-    ``n / c`` and then ``c * k`` numbers. Where the least of the ``k`` stands elsewhere too, or NaN is among them,
-    ``torch.topk`` says which it takes.
+    Of groups of ``c`` numbers, those with the ``k`` greatest maxima hold every number that is greater than the least of
+    these maxima; so it is enough to look at ``n / c`` and then ``c * k`` numbers. Where the least of the ``k`` stands
+    elsewhere too, or NaN is among them, the places on the CPU are those of ``torch.topk``; on a GPU, which would have
+    to be waited for, they are the same in every run.
     """
     count = rows.shape[1]
-    if rows.device.type != "cpu" or count // k not in WORTHWHILE:
+    if count // k not in WORTHWHILE.get(rows.device.type, ()):
         return rows.topk(k, sorted=False)
     share = math.isqrt(count // k)  # the least sum of both
     groups = count // share
@@ -33,6 +37,8 @@ def greatest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     turn = places.div(k, rounding_mode="floor")
     group = chosen.gather(1, places - turn * k)
     places = torch.where(beyond < 0, turn * groups + group, whole + beyond)
+    if rows.device.type != "cpu":
+        return values, places
     unclear = ((rows >= values.amin(1, keepdim=True)).sum(1) != k).nonzero()[:, 0]
     if len(unclear):
         values[unclear], places[unclear] = rows[unclear].topk(k, sorted=False)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from li_plugins.ops import MaskRule, XtrRule, dispatch, xtr_maxsim
+from li_plugins.ops.xtr_maxsim.greatest import greatest
 from li_plugins.testing.oracle import judge
 
 DEVICE = "cuda"
@@ -77,6 +78,17 @@ def test_scores_and_gradients(
         assert torch.equal(mine, twice), name
         verdict = judge(mine.cpu(), truth, magnitude=8 * truth.abs().max().item(), name=name)
         assert verdict, verdict
+
+
+@pytest.mark.parametrize("count", [300, 5000, 76_801])
+@pytest.mark.parametrize("ties", [False, True])
+def test_greatest_are_the_k_greatest(ties: bool, count: int) -> None:
+    rows = torch.randn(37, count)
+    rows = (rows.round() if ties else rows).to(DEVICE)
+    values, places = greatest(rows, 256)
+    assert torch.equal(values, rows.gather(1, places))
+    assert torch.equal(values.sort(1).values, rows.topk(256, sorted=False).values.sort(1).values)
+    assert (places.sort(1).values.diff() > 0).all()
 
 
 def test_a_large_batch_needs_no_grid() -> None:
