@@ -320,8 +320,8 @@ def status(key):
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) / 1024
 
-queries = torch.randn(32, 32, 64, requires_grad=True)
-documents = torch.randn(32, 4, 100, 64, requires_grad=True)  # 3 MiB; the grid has 50
+queries = torch.randn(48, 32, 64, requires_grad=True)
+documents = torch.randn(48, 4, 100, 64, requires_grad=True)  # 5 MiB; the grid has 113
 
 def step(scores, count):
     scores(64)(queries[:count], documents[:count]).log_softmax(-1).sum().backward()
@@ -334,7 +334,7 @@ for name in ("library", "ours"):
         step(scores, 1)
         Path("/proc/self/clear_refs").write_text("5")
         before = status("VmRSS")
-        step(scores, 32)
+        step(scores, 48)
         found[f"{name} {scores.__name__}"] = status("VmHWM") - before
 print(json.dumps(found))
 """
@@ -346,5 +346,5 @@ def test_memory_is_a_fraction_of_the_librarys() -> None:
     done = subprocess.run([sys.executable, "-c", PEAKS], check=True, capture_output=True, text=True, timeout=280)
     found = json.loads(done.stdout.splitlines()[-1])
     for name in NAMES:
-        assert found[f"library {name}"] > 100, found
+        assert found[f"library {name}"] > 300, found
         assert found[f"ours {name}"] < found[f"library {name}"] / 4, found
