@@ -17,12 +17,12 @@ from li_plugins.ops.maxsim.kept import compute_dtype
 from li_plugins.ops.xtr_maxsim.greatest import greatest
 from li_plugins.ops.xtr_maxsim.problem import XtrProblem
 
-TILE_ELEMENTS = {"cpu": 2**22, "cuda": 2**25}
+TILE_ELEMENTS = {"cpu": 2**21, "cuda": 2**25}
 """Most similarities in memory at a time, by device, and most best similarities.
 
 Fewer are slower: a product with few rows reads all documents for them. On a GPU launches have to be few.
 """
-LEAST_ROWS = 16
+LEAST_ROWS = 32
 """Query tokens that are taken together however many documents there are: a product with fewer reads these in vain."""
 
 
