@@ -14,7 +14,12 @@ from typing import Any
 
 import torch
 from common import RESULTS, installed, measure, peak_mib, provenance, save
-from sentence_transformers.multi_vector_encoder.scoring import colbert_kd_scores, colbert_scores
+from sentence_transformers.multi_vector_encoder.scoring import (
+    colbert_kd_scores,
+    colbert_scores,
+    xtr_kd_scores,
+    xtr_scores,
+)
 from sentence_transformers.util import maxsim, maxsim_pairwise
 from torch import Tensor
 
@@ -70,6 +75,7 @@ def workloads(quick: bool) -> dict[str, Callable[[], Call]]:
         return {
             "maxsim, ragged 10 x 100": lambda: ragged(maxsim, 10, 100),
             "colbert_kd_scores step 4 x 4, Ld 180": lambda: step(colbert_kd_scores, 4, 4, 4),
+            "xtr_scores step 4 x 4 x 2, Ld 180": lambda: step(xtr_scores, 4, 4, 2),
         }
     return {
         "maxsim, ragged 100 x 1000": lambda: ragged(maxsim, 100, 1000),
@@ -80,6 +86,9 @@ def workloads(quick: bool) -> dict[str, Callable[[], Call]]:
         "colbert_kd_scores 32 x 16, Ld 180": lambda: scores(colbert_kd_scores, (32, 32), (32, 16, 180)),
         "colbert_kd_scores step 32 x 16, Ld 180": lambda: step(colbert_kd_scores, 32, 32, 16),
         "colbert_scores step 32 x 32 x 2, Ld 180": lambda: step(colbert_scores, 32, 32, 2),
+        "xtr_scores 32 x 32 x 2, Ld 180": lambda: scores(xtr_scores, (32, 32), (32, 2, 180)),
+        "xtr_scores step 32 x 32 x 2, Ld 180": lambda: step(xtr_scores, 32, 32, 2),
+        "xtr_kd_scores step 32 x 16, Ld 180": lambda: step(xtr_kd_scores, 32, 32, 16),
     }
 
 

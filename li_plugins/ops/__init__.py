@@ -26,9 +26,11 @@ from li_plugins.ops.maxsim import (
 from li_plugins.ops.maxsim.cosine import cosine_maxsim
 from li_plugins.ops.residual import code_maxsim, explain_code_maxsim, explain_residual_maxsim, residual_maxsim
 from li_plugins.ops.smooth_maxsim import explain_smooth_maxsim, smooth_maxsim, supports_smooth_maxsim
+from li_plugins.ops.xtr_maxsim import XtrRule, explain_xtr_maxsim, supports_xtr_maxsim, xtr_maxsim
 
 __all__ = [
     "MaskRule",
+    "XtrRule",
     "assign",
     "binarize",
     "cluster_sums",
@@ -45,6 +47,7 @@ __all__ = [
     "explain_maxsim_packed",
     "explain_residual_maxsim",
     "explain_smooth_maxsim",
+    "explain_xtr_maxsim",
     "kmeans",
     "maxsim",
     "maxsim_packed",
@@ -53,4 +56,6 @@ __all__ = [
     "supports_maxsim",
     "supports_maxsim_packed",
     "supports_smooth_maxsim",
+    "supports_xtr_maxsim",
+    "xtr_maxsim",
 ]

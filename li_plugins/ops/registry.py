@@ -53,6 +53,7 @@ BUILTIN = (
         priority=100,
     ),
     *_plain("smooth_maxsim", "li_plugins.ops.smooth_maxsim.{}:KERNEL", grad=True),
+    *_plain("xtr_maxsim", "li_plugins.ops.xtr_maxsim.{}:KERNEL", grad=True),
     _triton("assign", "li_plugins.ops.kmeans.triton_kernel:ASSIGN"),
     *_plain("assign", "li_plugins.ops.kmeans.{}:ASSIGN"),
     _triton("cluster_sums", "li_plugins.ops.kmeans.triton_kernel:SUMS"),

@@ -39,7 +39,8 @@ def li_plugins_adapters() -> list[Adapter]:
         Adapter(
             "pylate",
             requires="pylate>=1.3.0,<1.7",
-            summary="PyLate: scores, losses and evaluators through MaxSim, packed reranking, one-pass skiplist masks",
+            summary="PyLate: scores, losses and evaluators through MaxSim, XTR scores without the grid, packed "
+            "reranking, one-pass skiplist masks",
             targets=[
                 *_score_targets("pylate.scores.scores", "<1.5"),
                 *_score_targets("pylate.scores.colbert", ">=1.5"),
@@ -50,6 +51,13 @@ def li_plugins_adapters() -> list[Adapter]:
                     explain="li_plugins_pylate.scores:explain_call_colbert_scores",
                     versions=">=1.5",
                     also={**_CONVERT, "pylate.scores.colbert:colbert_scores": list(_SCORES.values())},
+                ),
+                Target(
+                    "pylate.scores.xtr:XTRScores._score",
+                    "li_plugins_pylate.retrieval:score",
+                    bodies={"1.5.0 - 1.6.0": "5757d67e"},
+                    explain="li_plugins_pylate.retrieval:explain_score",
+                    versions=">=1.5",
                 ),
                 Target(
                     "pylate.rank.rank:rerank",

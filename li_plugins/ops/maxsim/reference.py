@@ -30,7 +30,7 @@ class Reference:
             similarities = similarities.masked_fill((grid.document_mask == 0)[..., None, :], lost)
         similarities = similarities.masked_fill(~grid.document_exists[..., None, :], -torch.inf)
 
-        best, winners = _first_maximum(similarities)
+        best, winners = first_maximum(similarities)
         is_gradient = (grid.document_exists & (grid.document_mask != 0))[..., None, :].expand_as(similarities)
         winners = winners.where(_at(is_gradient, winners), -1)
         if grid.floor is not None:
@@ -125,7 +125,7 @@ class _Grid:
         return cls(queries[:, None], documents, weights[:, None], query_exists[:, None], mask, document_exists, floor)
 
 
-def _first_maximum(grid: Tensor) -> tuple[Tensor, Tensor]:
+def first_maximum(grid: Tensor) -> tuple[Tensor, Tensor]:
     """Return the maximum over the last dimension and its first index; over nothing: 0 and -1."""
     if grid.shape[-1] == 0:
         return grid.new_zeros(grid.shape[:-1]), torch.full(grid.shape[:-1], -1, device=grid.device)

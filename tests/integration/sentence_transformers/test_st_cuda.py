@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from sentence_transformers.multi_vector_encoder.scoring import xtr
 from sentence_transformers.util import similarity
 from st_batches import BOTH_GRADS, HALVES, KINDS, MASKS, PUBLIC, Kind, embeddings, pair, prefix
 from test_st_lists import LENGTHS, padded, ragged
@@ -106,3 +107,13 @@ def test_a_compiled_similarity() -> None:
     batch, mask = moved([embeddings(3, 32, 128), embeddings(4, 180, 128)]), moved(prefix((4, 180)))
     compiled = torch.compile(lambda *sides: 2 * similarity.maxsim(*sides, None, mask), fullgraph=True)
     torch.testing.assert_close(compiled(*batch), 2 * similarity.maxsim(*batch, None, mask))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("name", ["xtr_scores", "xtr_kd_scores"])
+def test_xtr_scores(name: str, mask: str, dtype: torch.dtype) -> None:
+    sides = [embeddings(3, 5, 16, dtype=dtype), embeddings(3, 4, 7, 16, dtype=dtype)]
+    masks = map(moved, MASKS[mask]((3, 5), (3, 4, 7)))
+    found = assert_parity(getattr(xtr, name), moved(sides), *masks, wanted=BOTH_GRADS).scores
+    assert found.device.type == DEVICE

@@ -36,12 +36,26 @@ LIMITS = {
         "smooth_maxsim(queries.requires_grad_(), documents[part].detach().requires_grad_(), tau=0.1).sum().backward()",
         (0, 75),
     ),
+    "retrieved": (
+        "xtr_maxsim(queries, documents[part], k=256, document_mask=mask[part], mask_rule=MaskRule.EXCLUDE)",
+        (0, 45),
+    ),
+    "retrieved, half": ("xtr_maxsim(queries.bfloat16(), documents[part].bfloat16(), k=256)", (0, 65)),
+    "retrieved step": (
+        "xtr_maxsim(queries.requires_grad_(), documents[part].detach().requires_grad_(), k=256, "
+        "xtr_rule=XtrRule.POSITIVE, document_mask=mask[part], mask_rule=MaskRule.FILL(-1e9)).square().sum().backward()",
+        (0, 75),
+    ),
+    "retrieved of candidates": (
+        "xtr_maxsim(queries[: len(documents[part]) // 4], documents[part].view(-1, 4, 180, 64), k=256)",
+        (0, 45),
+    ),
 }
 """Steps, and between how many MiB their peak lies; the first shows that the measurement sees what it is for."""
 
 SETUP = """
 import torch
-from li_plugins.ops import MaskRule, maxsim, maxsim_packed, smooth_maxsim
+from li_plugins.ops import MaskRule, XtrRule, maxsim, maxsim_packed, smooth_maxsim, xtr_maxsim
 
 queries, documents = torch.randn(64, 32, 64), torch.randn(256, 180, 64)  # 0.5 and 11 MiB; the grid has 360
 mask = torch.arange(180) < torch.randint(60, 181, (256, 1))
