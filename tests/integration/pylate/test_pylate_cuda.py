@@ -162,3 +162,13 @@ def test_two_devices_are_the_librarys_error(scores: ModuleType) -> None:
             call(*pair)
         messages.append(str(raised.value))
     assert messages[0] == messages[1]
+
+
+@pytest.mark.parametrize("mask", ["none", "prefix", "both", "weights", "negative weights", "int64"])
+@pytest.mark.parametrize("name", ["XTRScores", "XTRKDScores"])
+def test_xtr_scores(name: str, mask: str) -> None:
+    xtr = pytest.importorskip("pylate.scores.xtr", reason="PyLate has XTR scores since 1.5")
+    masks = map(on_cuda, MASKS[mask]((3, 5), (3, 4, 7)))
+    sides = [on_cuda(embeddings(3, 5, 16)), on_cuda(embeddings(3, 4, 7, 16))]
+    # without signs others would be retrieved, so their sizes are no measure of what is summed
+    assert assert_parity(getattr(xtr, name)(30), sides, *masks, wanted=(True, True), summed=0.6).scores.is_cuda
