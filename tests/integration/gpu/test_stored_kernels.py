@@ -15,6 +15,7 @@ from stored_triton_cases import (
     random_code,
     random_residual,
 )
+from waiting import nothing_waits
 
 from li_plugins.ops import code_maxsim, decompress, dispatch, explain_residual_maxsim, maxsim_packed, residual_maxsim
 from li_plugins.ops.residual.problem import ResidualProblem
@@ -134,8 +135,7 @@ def test_the_public_functions_run_triton_and_wait_for_nothing():
     dispatch.reset()
     for _ in range(2):  # the first compiles, which may wait
         found = called(problem)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with nothing_waits():
             called(problem)
             code_maxsim(
                 scores.centroid_scores,
@@ -144,8 +144,6 @@ def test_the_public_functions_run_triton_and_wait_for_nothing():
                 pairs=(scores.pair_queries, scores.pair_documents),
                 kept=scores.kept,
             )
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(found, RESIDUAL.forward(problem))
     assert dispatch.counters() == {("residual_maxsim", "triton"): 4, ("code_maxsim", "triton"): 2}
 
