@@ -31,8 +31,10 @@ MOST_STEPS, PROGRAMS = 8, 2**12
 WIDEST_STRIDE = 2**23
 """Most bytes from row to row of residuals, so that 32 bits hold what a program skips."""
 
-SMALLEST_NORM = 1e-12
-"""By which ``torch.nn.functional.normalize`` divides at least, once it is rounded to the dtype."""
+SMALLEST_NORMS = {
+    dtype: torch.tensor(1e-12, dtype=dtype).item() for dtype in (torch.float16, torch.bfloat16, torch.float32)
+}
+"""By which ``torch.nn.functional.normalize`` divides at least, by the dtype that it rounds this to."""
 
 _NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
@@ -103,7 +105,7 @@ class Decompress:
                 (plain(problem.codes), residuals, centroids, plain(problem.bucket_weights), embeddings),
                 (),
                 (residuals.stride(0), count, steps),
-                (torch.tensor(SMALLEST_NORM, dtype=dtype).item(),),
+                (SMALLEST_NORMS[dtype],),
                 (
                     centroids.stride(0),
                     width,
