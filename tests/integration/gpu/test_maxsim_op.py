@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from waiting import nothing_waits
+from waiting import waits_for_nothing
 
 from li_plugins.ops import dispatch, maxsim, maxsim_packed
 from li_plugins.ops.maxsim import autograd
@@ -120,7 +120,7 @@ def test_cuda_graph(packed):
 
 def test_nothing_waits_for_the_device():
     problem = random_problem(LAYOUTS[3], RULES[2], weights=torch.float32, dim=128, device="cuda")
-    with nothing_waits():
+    with waits_for_nothing():
         scores, winners = KERNEL.forward(problem, True)
         KERNEL.backward(problem, scores, winners, True, True)
 

@@ -15,7 +15,6 @@ from stored_triton_cases import (
     random_code,
     random_residual,
 )
-from waiting import nothing_waits
 
 from li_plugins.ops import code_maxsim, decompress, dispatch, explain_residual_maxsim, maxsim_packed, residual_maxsim
 from li_plugins.ops.residual.problem import ResidualProblem
@@ -135,7 +134,8 @@ def test_the_public_functions_run_triton_and_wait_for_nothing():
     dispatch.reset()
     for _ in range(2):  # the first compiles, which may wait
         found = called(problem)
-        with nothing_waits():
+        torch.cuda.set_sync_debug_mode("error")
+        try:
             called(problem)
             code_maxsim(
                 scores.centroid_scores,
@@ -144,6 +144,8 @@ def test_the_public_functions_run_triton_and_wait_for_nothing():
                 pairs=(scores.pair_queries, scores.pair_documents),
                 kept=scores.kept,
             )
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(found, RESIDUAL.forward(problem))
     assert dispatch.counters() == {("residual_maxsim", "triton"): 4, ("code_maxsim", "triton"): 2}
 

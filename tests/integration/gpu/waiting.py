@@ -1,4 +1,4 @@
-"""Makes it an error that the host waits for the device."""
+"""Whether code waits for the device, as far as torch sees it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ import torch
 
 
 @contextmanager
-def nothing_waits() -> Iterator[None]:
-    """Raise where torch waits for the device; the mode before comes back whatever happens."""
-    mode = torch.cuda.get_sync_debug_mode()
+def waits_for_nothing() -> Iterator[None]:
+    """Raise where torch would wait for the device; as before afterwards, whatever happens."""
+    before = torch.cuda.get_sync_debug_mode()
+    try:
+        _set(2)
+        yield
+    finally:
+        _set(before)
+
+
+def _set(mode: int) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype", UserWarning)
-        try:
-            torch.cuda.set_sync_debug_mode("error")
-            yield
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
+        torch.cuda.set_sync_debug_mode(mode)
