@@ -28,7 +28,7 @@ UNPACKED = 2**11
 MOST_STEPS, PROGRAMS = 8, 2**12
 """How often a program does so, with one table of weights, as long as there are so many programs."""
 
-WIDEST_STRIDE = 2**23
+WIDEST_STRIDE = 2**20
 """Most bytes from row to row of residuals, so that 32 bits hold what a program skips."""
 
 SMALLEST_NORMS = {
