@@ -172,21 +172,28 @@ def _flash_kmeans(inputs: Inputs) -> Callable[[Inputs, Tensor], Results]:
     return iteration
 
 
-def _fastkmeans(inputs: Inputs) -> Callable[[Inputs, Tensor], Results]:
-    """Its kernel in the loop that its training has, with its chunks, on rows that are on the device already."""
+def _fastkmeans(inputs: Inputs, dtype: torch.dtype) -> Callable[[Inputs, Tensor], Results]:
+    """Its kernel in the loop that its training has, with its chunks, on rows that are on the device already.
+
+    Rows, centroids and squares have one dtype: float16 by default in its training on CUDA, float32 in its ``predict``;
+    the kernel multiplies in float16 either way. A program of it that is no longer the best writes back the code that it
+    read before another one's, so that codes depend on which is later: right where programs run one after the other (in
+    Triton's interpreter), wrong where many do at a time.
+    """
     peer: Any = import_module("fastkmeans.triton_kernels")
-    squares = inputs.rows.square().sum(1)
+    rows = inputs.rows.to(dtype)
+    squares = inputs.rows.float().square().sum(1).to(dtype)
 
     def iteration(_: Inputs, centroids: Tensor) -> Results:
-        centroids = centroids.to(inputs.work.dtype)
+        centroids = centroids.to(dtype)
         centroid_squares = centroids.square().sum(1)
         sums = torch.zeros(centroids.shape, device=inputs.device)
         sizes = torch.zeros(len(centroids), device=inputs.device)
-        codes = torch.zeros(len(inputs.rows), device=inputs.device, dtype=torch.int64)
-        for start in range(0, len(inputs.rows), 51_200):
+        codes = torch.zeros(len(rows), device=inputs.device, dtype=torch.int64)
+        for start in range(0, len(rows), 51_200):
             chunk = slice(start, start + 51_200)
-            peer.triton_kmeans(inputs.rows[chunk], squares[chunk], centroids, centroid_squares, codes[chunk])
-            sums.index_add_(0, codes[chunk], inputs.rows[chunk].float())
+            peer.triton_kmeans(rows[chunk], squares[chunk], centroids, centroid_squares, codes[chunk])
+            sums.index_add_(0, codes[chunk], rows[chunk].float())
             sizes.index_add_(0, codes[chunk], torch.ones_like(codes[chunk], dtype=torch.float32))
         return codes, _means(sums, sizes, centroids)
 
@@ -197,7 +204,8 @@ def _iterations(inputs: Inputs) -> dict[str, Callable[[], Callable[[Inputs, Tens
     return {
         OURS: lambda: _ours_iteration,
         "flash-kmeans": lambda: _flash_kmeans(inputs),
-        "fastkmeans": lambda: _fastkmeans(inputs),
+        "fastkmeans": lambda: _fastkmeans(inputs, inputs.work.dtype),
+        "fastkmeans fp32": lambda: _fastkmeans(inputs, FP32),
         "torch": lambda: _torch_iteration,
         "li-plugins blocked": lambda: _plain_iteration,
     }
@@ -248,6 +256,8 @@ def contestants(inputs: Inputs) -> dict[str, Callable[[], Call]]:
             return lambda: _repeated(inputs, iteration)
 
         found = {who: (lambda make=make: made(make)) for who, make in _iterations(inputs).items()}
+        if work.dtype is FP32:
+            del found["fastkmeans fp32"]  # as the other
         if work.kind == "kmeans":
             found = {who: make for who, make in found.items() if who in (OURS, "flash-kmeans", "fastkmeans")}
             found["li-plugins kmeans()"] = lambda: (

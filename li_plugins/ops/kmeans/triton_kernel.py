@@ -21,6 +21,12 @@ ROWS_AT_ONCE = 2**22
 WIDEST_TILE = 128
 """Most centroids that a tile has."""
 
+STAGES = 2
+"""Tiles of centroids that are on their way at a time, where they meet 256 rows: up to 2 % quicker than three."""
+
+LINES = 4
+"""Rows whose group one warp looks through: no barrier, and many programs to wait for L2."""
+
 PART = 512
 """Rows of a cluster that one program adds up."""
 
@@ -106,17 +112,16 @@ def _assign(points: Tensor, centroids: Tensor, half_squares: Tensor | None, code
             precision(),
             INTERPRETED,
         ),
-        chosen.options,
+        chosen.options._replace(num_stages=STAGES) if blocks.ROWS == 256 else chosen.options,
     )
-    lines = 16
     _launch_in_group(
-        (-(-count // lines), 1, 1),
+        (-(-count // LINES), 1, 1),
         (points, centroids, half_squares, groups, codes, best),
         strides,
         numbers,
         (),
-        (width, lines, blocks.BLOCK_N, min(power_of_two(width, 16), 128), INTERPRETED),
-        Options(4, 1),
+        (width, LINES, blocks.BLOCK_N, min(power_of_two(width, 16), 128), INTERPRETED),
+        Options(1, 1),
     )
 
 

@@ -55,6 +55,12 @@ def test_embeddings(width, dtype, nbits):
         check_decompress(stored(30_001, 2_000, width, nbits, dtype, normalized))
 
 
+@pytest.mark.parametrize("nbits", NBITS)
+def test_embeddings_in_several_steps(nbits):
+    for normalized in (True, False):
+        check_decompress(stored(300_001, 2_000, 128, nbits, FP16, normalized))
+
+
 def test_twice_the_same():
     embeddings, centroids = clustered(200_000, 500, 128, FP16), clustered(8_192, 500, 128, FP16)
     runs = [compress(embeddings, centroids, cutoffs_of(2), nbits=2) for _ in range(2)]

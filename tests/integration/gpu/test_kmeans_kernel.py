@@ -7,6 +7,7 @@ import torch
 from kmeans_triton_cases import ASSIGN, DTYPES, SUMS, by_name, check_assign, check_sums
 from torch import Tensor
 from torch.nn.functional import normalize
+from waiting import waits_for_nothing
 
 from li_plugins.ops import assign, cluster_sums, dispatch, kmeans
 from li_plugins.ops.kmeans import blocked
@@ -99,12 +100,12 @@ def test_nothing_waits_for_the_device():
     codes, _ = assign(rows, centroids, by="distance")
     cluster_sums(rows, codes, 1_024)
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waits_for_nothing():
         codes, _ = assign(rows, centroids, by="distance")
         cluster_sums(rows, codes, 1_024)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with waits_for_nothing(), pytest.raises(RuntimeError, match="synchronizing CUDA operation"):
+        codes.sum().item()
+    assert torch.cuda.get_sync_debug_mode() == 0
 
 
 def test_memory_does_not_grow_with_the_matrix_of_similarities():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from waiting import waits_for_nothing
 
 from li_plugins.ops import cosine_maxsim, dispatch, maxsim, maxsim_packed
 from li_plugins.ops.maxsim import autograd
@@ -134,16 +135,11 @@ def test_cuda_graph(packed):
     assert all(torch.equal(one, other) for one, other in zip(captured, run(), strict=True))
 
 
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 def test_nothing_waits_for_the_device():
     problem = random_problem(LAYOUTS[3], RULES[2], weights=torch.float32, dim=128, device="cuda")
-    mode = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waits_for_nothing():
         scores, winners = KERNEL.forward(problem, True)
         KERNEL.backward(problem, scores, winners, True, True)
-    finally:
-        torch.cuda.set_sync_debug_mode(mode)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")

@@ -6,6 +6,7 @@ test_maxsim_triton.py runs them interpreted, tests/integration/gpu compiled.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -163,6 +164,44 @@ def test_embeddings_as_they_are(dtype):
 @pytest.mark.parametrize(("rows", "centroids", "width"), [(0, 3, 8), (1, 1, 8), (3, 65, 136), (9, 9, 96), (2, 3, 5120)])
 def test_embeddings_of_odd_shapes(rows, centroids, width):
     check_decompress(stored(rows, centroids, width, 2, torch.float16, True))
+
+
+@pytest.mark.parametrize(("width", "nbits"), [(12, 2), (4, 2), (6, 4), (22, 4), (5, 8), (24, 1)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=by_name)
+def test_embeddings_of_widths_that_are_no_multiples_of_eight(dtype, width, nbits):
+    for normalized in (True, False):
+        check_decompress(stored(5, 3, width, nbits, dtype, normalized))
+
+
+@pytest.mark.parametrize("nbits", NBITS)
+@pytest.mark.parametrize("rows", [1, 127, 128, 129, 300, 777])
+def test_embeddings_in_several_steps(monkeypatch, rows, nbits):
+    monkeypatch.setattr(triton_kernel, "PROGRAMS", 1)
+    monkeypatch.setattr(triton_kernel, "MOST_STEPS", 3)
+    check_decompress(stored(rows, 11, 16, nbits, torch.float16, normalized=False))
+    check_decompress(stored(rows, 11, 16, nbits, torch.float16, normalized=True))
+
+
+@pytest.mark.parametrize("scale", [1, 2**-9, 2**-14])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=by_name)
+def test_quotients_are_rounded_as_torch_rounds_them(dtype, scale):
+    """Each row is that of torch for its norm, or for the number next to it; subnormal quotients too."""
+    problem = stored(300, 200, 32, 2, dtype, normalized=True)
+    problem.centroids[:, 1:] *= scale
+    problem.bucket_weights.mul_(scale)
+    plain = replace(problem, normalized=False)
+    rows = blocked.DECOMPRESS.forward(plain)
+    norms = rows.float().norm(dim=1, keepdim=True).to(dtype)
+    steps = [norms.view(torch.int16).add(step).view(dtype) for step in (-1, 0, 1)]
+    found = DECOMPRESS.forward(problem)
+    is_torchs = torch.stack([(found == rows / norm).all(1) for norm in steps])
+    assert bool(is_torchs.any(0).all())
+    assert int(is_torchs[1].sum()) > 290
+
+
+def test_residuals_far_apart(monkeypatch):
+    monkeypatch.setattr(triton_kernel, "WIDEST_STRIDE", 4)
+    check_decompress(stored(37, 11, 32, 2, torch.float16, normalized=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=by_name)
