@@ -15,17 +15,22 @@ from li_plugins.ops.maxsim.triton_programs import MAX_PROGRAMS
 from li_plugins.ops.residual import triton_tuning as tuning
 from li_plugins.ops.residual.problem import CodeProblem, ResidualProblem
 from li_plugins.ops.residual.triton_code import code_maxsim_forward
+from li_plugins.ops.residual.triton_many import residual_maxsim_many
 from li_plugins.ops.residual.triton_residual import residual_maxsim_forward
 
 LEAST_NORMS = {torch.float16: 0.0, torch.bfloat16: 1.0018652574217413e-12, torch.float32: 9.999999960041972e-13}
 """What norms are at least, by the dtype of the rows: the 1e-12 of torch's ``normalize`` in that dtype."""
 
 _launch_residual = Launcher(residual_maxsim_forward)
+_launch_many = Launcher(residual_maxsim_many)
 _launch_code = Launcher(code_maxsim_forward)
 
 
 class Residual:
-    """The kernel object of ``residual_maxsim`` that the registry loads; it allocates nothing but the scores."""
+    """The kernel object of ``residual_maxsim`` that the registry loads; it allocates the scores.
+
+    For many queries and documents also a scratch, of the size of the card's L2 cache.
+    """
 
     def supports(self, problem: ResidualProblem) -> Support:
         """Serve queries and centroids of fp16, bf16 and fp32, of 8 to 256 dimensions."""
@@ -44,46 +49,57 @@ class Residual:
     def forward(self, problem: ResidualProblem) -> Tensor:
         """Return the scores."""
         queries, centroids = rows(problem.token_queries), rows(problem.centroids)
-        residuals, codes = rows(problem.residuals), plain(problem.codes)
-        count, length, width = queries.shape
-        documents = problem.document_offsets.shape[0] - 1
+        residuals = rows(problem.residuals)
+        documents, width = problem.document_offsets.shape[0] - 1, queries.shape[2]
         in_fp32 = _in_fp32(problem)
+        stored_tensors = (
+            queries,
+            plain(problem.codes),
+            residuals,
+            centroids,
+            plain(problem.bucket_weights),
+            plain(problem.document_offsets),
+        )
+        strides = (*query_strides(queries), centroids.stride(0))
+        floats = problem.least, LEAST_NORMS[centroids.dtype]
         is_listed = problem.pair_queries is not None
-        chosen = tuning.residual(1 if is_listed else count, length, documents, width, in_fp32, card_of(queries.device))
+        sizes = width, in_fp32, card_of(queries.device)
+        many = None
+        if not is_listed:
+            many = tuning.many(*queries.shape[:2], documents, problem.codes.shape[0], *sizes)
+        blocks: tuning.ManyBlocks | tuning.ResidualBlocks
         with on(queries.device):
             scores = queries.new_empty(problem.scores_shape, dtype=stored(problem.out_dtype))
-            tensors = (
-                queries,
-                codes,
-                residuals,
-                centroids,
-                plain(problem.bucket_weights),
-                plain(problem.document_offsets),
-                plain(problem.pair_queries),
-                plain(problem.pair_documents),
-                scores,
-            )
-            constants = (
-                width,
-                problem.nbits,
-                problem.normalized,
-                chosen.blocks.BLOCK_D,
-                _in_words(residuals, problem.nbits),
-                *chosen.blocks[1:],
-                in_fp32,
-                precision() if in_fp32 else "ieee",
-                INTERPRETED,
-            )
-            for programs, first in _launches(problem.pair_queries, count, documents, chosen):
-                _launch_residual(
-                    (programs, 1, 1),
-                    tensors,
-                    (*query_strides(queries), centroids.stride(0)),
-                    (residuals.stride(0), documents, chosen.documents, count, length, first),
-                    (problem.least, LEAST_NORMS[centroids.dtype]),
-                    constants,
-                    chosen.options,
+            if many is not None:
+                blocks = many.blocks
+                shape = many.programs, blocks.CAPACITY, blocks.BLOCK_D
+                scratch = centroids.new_empty(shape, dtype=stored(centroids.dtype))
+                taken = queries.new_zeros(1, dtype=torch.int32)
+                _launch_many(
+                    (many.programs, 1, 1),
+                    (*stored_tensors, scratch, taken, scores),
+                    strides,
+                    (residuals.stride(0), documents, many.documents, *queries.shape[:2]),
+                    floats,
+                    (*_constants(problem, residuals, blocks), INTERPRETED),
+                    many.options,
                 )
+            else:
+                count, length = queries.shape[:2]
+                chosen = tuning.residual(1 if is_listed else count, length, documents, *sizes)
+                blocks = chosen.blocks
+                pairs = plain(problem.pair_queries), plain(problem.pair_documents)
+                constants = _constants(problem, residuals, blocks)
+                for programs, first in _launches(problem.pair_queries, count, documents, chosen):
+                    _launch_residual(
+                        (programs, 1, 1),
+                        (*stored_tensors, *pairs, scores),
+                        strides,
+                        (residuals.stride(0), documents, chosen.documents, count, length, first),
+                        floats,
+                        (*constants, in_fp32, precision() if in_fp32 else "ieee", INTERPRETED),
+                        chosen.options,
+                    )
         return scores.to(problem.out_dtype)
 
 
@@ -138,6 +154,15 @@ def _launches(pairs: Tensor | None, queries: int, documents: int, chosen: tuning
     at_once = max(1, MAX_PROGRAMS // max(inner, 1))
     for first in range(0, outer if inner else 0, at_once):
         yield min(outer - first, at_once) * inner, first * step
+
+
+def _constants(
+    problem: ResidualProblem, residuals: Tensor, blocks: tuning.ManyBlocks | tuning.ResidualBlocks
+) -> tuple[int | bool, ...]:
+    """Return what both kernels are compiled for."""
+    in_words = _in_words(residuals, problem.nbits)
+    width = problem.token_queries.shape[2]
+    return (width, problem.nbits, problem.normalized, blocks.BLOCK_D, in_words, *blocks[1:])
 
 
 def _in_fp32(problem: ResidualProblem) -> bool:
