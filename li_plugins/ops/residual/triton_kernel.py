@@ -12,6 +12,7 @@ from li_plugins.ops.launch import Launcher
 from li_plugins.ops.maxsim.triton_arguments import INTERPRETED, card_of, plain, precision, query_strides, rows, stored
 from li_plugins.ops.maxsim.triton_device import on, support
 from li_plugins.ops.maxsim.triton_programs import MAX_PROGRAMS
+from li_plugins.ops.maxsim.tuning_sizes import power_of_two
 from li_plugins.ops.residual import triton_tuning as tuning
 from li_plugins.ops.residual.problem import CodeProblem, ResidualProblem
 from li_plugins.ops.residual.triton_code import code_maxsim_forward
@@ -48,11 +49,12 @@ class Residual:
 
     def forward(self, problem: ResidualProblem) -> Tensor:
         """Return the scores."""
-        queries, centroids = rows(problem.token_queries), rows(problem.centroids)
-        residuals = rows(problem.residuals)
-        documents, width = problem.document_offsets.shape[0] - 1, queries.shape[2]
-        in_fp32 = _in_fp32(problem)
-        stored_tensors = (
+        queries, centroids, residuals = rows(problem.token_queries), rows(problem.centroids), rows(problem.residuals)
+        count, length, width = queries.shape
+        documents, pair_queries = problem.document_offsets.shape[0] - 1, problem.pair_queries
+        in_fp32, device = _in_fp32(problem), queries.device
+        card = card_of(device)
+        given = (
             queries,
             plain(problem.codes),
             residuals,
@@ -60,47 +62,44 @@ class Residual:
             plain(problem.bucket_weights),
             plain(problem.document_offsets),
         )
-        strides = (*query_strides(queries), centroids.stride(0))
+        strides, byte_stride = (*query_strides(queries), centroids.stride(0)), residuals.stride(0)
         floats = problem.least, LEAST_NORMS[centroids.dtype]
-        is_listed = problem.pair_queries is not None
-        sizes = width, in_fp32, card_of(queries.device)
+        block_d = power_of_two(width, 16)
+        forms = width, problem.nbits, problem.normalized, block_d, _in_words(residuals, problem.nbits)
         many = None
-        if not is_listed:
-            many = tuning.many(*queries.shape[:2], documents, problem.codes.shape[0], *sizes)
-        blocks: tuning.ManyBlocks | tuning.ResidualBlocks
-        with on(queries.device):
+        if pair_queries is None:
+            many = tuning.many(count, length, documents, problem.codes.shape[0], width, in_fp32, card)
+        with on(device):
             scores = queries.new_empty(problem.scores_shape, dtype=stored(problem.out_dtype))
             if many is not None:
-                blocks = many.blocks
-                shape = many.programs, blocks.CAPACITY, blocks.BLOCK_D
+                shape = many.programs, many.blocks.CAPACITY, block_d
                 scratch = centroids.new_empty(shape, dtype=stored(centroids.dtype))
                 taken = queries.new_zeros(1, dtype=torch.int32)
                 _launch_many(
                     (many.programs, 1, 1),
-                    (*stored_tensors, scratch, taken, scores),
+                    (*given, scratch, taken, scores),
                     strides,
-                    (residuals.stride(0), documents, many.documents, *queries.shape[:2]),
+                    (byte_stride, documents, many.documents, count, length),
                     floats,
-                    (*_constants(problem, residuals, blocks), INTERPRETED),
+                    (*forms, *many.blocks, INTERPRETED),
                     many.options,
                 )
             else:
-                count, length = queries.shape[:2]
-                chosen = tuning.residual(1 if is_listed else count, length, documents, *sizes)
-                blocks = chosen.blocks
-                pairs = plain(problem.pair_queries), plain(problem.pair_documents)
-                constants = _constants(problem, residuals, blocks)
-                for programs, first in _launches(problem.pair_queries, count, documents, chosen):
+                meeting = count if pair_queries is None else 1
+                chosen = tuning.residual(meeting, length, documents, width, in_fp32, card)
+                tensors = *given, plain(pair_queries), plain(problem.pair_documents), scores
+                constants = *forms, *chosen.blocks, in_fp32, precision() if in_fp32 else "ieee", INTERPRETED
+                for programs, first in _launches(pair_queries, count, documents, chosen):
                     _launch_residual(
                         (programs, 1, 1),
-                        (*stored_tensors, *pairs, scores),
+                        tensors,
                         strides,
-                        (residuals.stride(0), documents, chosen.documents, count, length, first),
+                        (byte_stride, documents, chosen.documents, count, length, first),
                         floats,
-                        (*constants, in_fp32, precision() if in_fp32 else "ieee", INTERPRETED),
+                        constants,
                         chosen.options,
                     )
-        return scores.to(problem.out_dtype)
+        return scores if scores.dtype is problem.out_dtype else scores.to(problem.out_dtype)
 
 
 class Code:
@@ -154,15 +153,6 @@ def _launches(pairs: Tensor | None, queries: int, documents: int, chosen: tuning
     at_once = max(1, MAX_PROGRAMS // max(inner, 1))
     for first in range(0, outer if inner else 0, at_once):
         yield min(outer - first, at_once) * inner, first * step
-
-
-def _constants(
-    problem: ResidualProblem, residuals: Tensor, blocks: tuning.ManyBlocks | tuning.ResidualBlocks
-) -> tuple[int | bool, ...]:
-    """Return what both kernels are compiled for."""
-    in_words = _in_words(residuals, problem.nbits)
-    width = problem.token_queries.shape[2]
-    return (width, problem.nbits, problem.normalized, blocks.BLOCK_D, in_words, *blocks[1:])
 
 
 def _in_fp32(problem: ResidualProblem) -> bool:

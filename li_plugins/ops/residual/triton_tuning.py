@@ -28,7 +28,6 @@ _TWO_OF_8_WARPS = Options(num_warps=8, num_stages=3, maxnreg=128)
 class ResidualBlocks(NamedTuple):
     """How ``residual_maxsim`` is cut: ``TOKENS`` of a document meet ``ROWS``, as many of each of ``SLOTS`` queries."""
 
-    BLOCK_D: int
     TOKENS: int
     ROWS: int
     SLOTS: int
@@ -49,7 +48,6 @@ class ManyBlocks(NamedTuple):
     A program decodes ``DECODED`` tokens at a time into its scratch of ``CAPACITY``.
     """
 
-    BLOCK_D: int
     TOKENS: int
     ROWS: int
     SLOTS: int
@@ -101,7 +99,7 @@ def residual(queries: int, query_length: int, documents: int, width: int, in_fp3
     each = max(1, min(most_documents, documents * groups // (at_a_time * _ROUNDS)))
     return Residual(
         # where decoding is the limit, few tokens beyond a document's end, and 64 registers; else products in full
-        ResidualBlocks(power_of_two(width, 16), 32 if is_small else 64, rows, slots),
+        ResidualBlocks(32 if is_small else 64, rows, slots),
         each,
         _TWO_OF_8_WARPS._replace(num_stages=1)
         if rows == MOST_ROWS
@@ -132,7 +130,7 @@ def many(
     length = -(-stored // documents)
     capacity = min(max(power_of_two(6 * length), 512), 2048)
     each = max(1, min(4, 2 * capacity // (3 * max(length, 1)), documents // (programs * _ROUNDS)))
-    blocks = ManyBlocks(power_of_two(width, 16), 64, MOST_ROWS, slots, capacity, 32)
+    blocks = ManyBlocks(64, MOST_ROWS, slots, capacity, 32)
     return Many(blocks, programs, each, _TWO_OF_8_WARPS)
 
 

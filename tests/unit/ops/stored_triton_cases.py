@@ -233,10 +233,10 @@ def decode_once(monkeypatch):
     """Return what makes every problem one of many queries, in small blocks, and records the sizes asked for."""
 
     def with_blocks(
-        *, rows: int = 64, slots: int = 2, capacity: int = 64, dim: int = 16, documents: int = 3, programs: int = 2
+        *, rows: int = 64, slots: int = 2, capacity: int = 64, documents: int = 3, programs: int = 2
     ) -> list[Any]:
         asked: list[Any] = []
-        blocks = tuning.ManyBlocks(dim, 64, rows, slots, capacity, 32)
+        blocks = tuning.ManyBlocks(64, rows, slots, capacity, 32)
         many = tuning.Many(blocks, programs, documents, Options(num_warps=4, num_stages=2))
         monkeypatch.setattr(tuning, "many", lambda *sizes: asked.append(sizes) or many)
         return asked
@@ -262,7 +262,7 @@ def test_documents_that_fit_the_scratch_or_do_not(lengths, capacity, decode_once
 
 @pytest.mark.parametrize(("dim", "least", "out_dtype"), [(24, -math.inf, BF16), (40, 0.4, FP16), (128, -9999.0, FP32)])
 def test_decoded_rows_of_any_width(dim, least, out_dtype, decode_once):
-    decode_once(dim=32 if dim == 24 else 64 if dim == 40 else 128, rows=128, slots=16)
+    decode_once(rows=128, slots=16)
     check_residual(random_residual(queries=17, query_length=3, dim=dim, nbits=4, least=least, out_dtype=out_dtype))
 
 
