@@ -12,7 +12,7 @@ Programs take the next few documents as they become free. Which program scores a
 import triton
 import triton.language as tl
 
-from li_plugins.ops.maxsim.triton_tiles import CLASSES, best_of_classes, larger, largest, load_rows
+from li_plugins.ops.maxsim.triton_tiles import CLASSES, best_of_classes, larger, largest, load_rows, sum_by_query
 from li_plugins.ops.residual.triton_residual import decode, weight_tables
 
 MANY_SIZES = (
@@ -56,6 +56,8 @@ def residual_maxsim_many(
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     SLOTS: tl.constexpr,
+    QUERIES: tl.constexpr,
+    FLAT: tl.constexpr,
     CAPACITY: tl.constexpr,
     DECODED: tl.constexpr,
     INTERPRET: tl.constexpr,
@@ -65,15 +67,19 @@ def residual_maxsim_many(
     With the first tile of query tokens they are decoded into the program's scratch, ``DECODED`` tokens at a time, where
     every other tile finds them; ``TOKENS`` are multiplied at a time. If they have more than ``CAPACITY`` tokens, the
     scratch holds as many of one document, which are decoded again for each tile of query tokens.
+
+    Of the ``SLOTS`` queries that a tile has room for, ``QUERIES`` are there; ``FLAT``: one right behind the other.
     """
-    TOKENS_OF_SLOT: tl.constexpr = ROWS // SLOTS
+    TOKENS_OF_SLOT: tl.constexpr = 0 if FLAT else ROWS // SLOTS
     IN_PAIRS: tl.constexpr = NBITS < 8 and centroids.dtype.element_ty.primitive_bitwidth == 16
     dims = tl.arange(0, BLOCK_D)
     row = tl.arange(0, ROWS)
     slot = tl.arange(0, SLOTS)
     column = tl.arange(0, TOKENS)
     part = tl.arange(0, DECODED)
-    token = row % TOKENS_OF_SLOT
+    tokens_of_query = query_length if FLAT else TOKENS_OF_SLOT
+    of_tile = row // tokens_of_query
+    token = row % tokens_of_query
     tables = 0
     if IN_PAIRS:
         tables = weight_tables(bucket_weights, NBITS)
@@ -83,9 +89,9 @@ def residual_maxsim_many(
         count = tl.minimum(document_count - first_document, documents_at_once)
         origin = tl.load(document_offsets + first_document)
         is_whole = tl.load(document_offsets + first_document + count) - origin <= CAPACITY
-        for first_query in range(0, query_count, SLOTS):
-            query = first_query + row // TOKENS_OF_SLOT
-            live = (query < query_count) & (token < query_length)
+        for first_query in range(0, query_count, QUERIES):
+            query = first_query + of_tile
+            live = (query < query_count) & (of_tile < QUERIES) & (token < query_length)
             query_rows = queries + query.to(tl.int64) * query_stride + token.to(tl.int64) * query_row_stride
             query_tile = load_rows(query_rows, live, dims, DIM, DIM == BLOCK_D, INTERPRET)
             for step in range(0, count):
@@ -128,7 +134,11 @@ def residual_maxsim_many(
                         similarity = tl.dot(query_tile, tl.trans(tile), input_precision="ieee")
                         best = larger(best, best_of_classes(similarity, ROWS, TOKENS, INTERPRET))
                 value = tl.where(live, larger(largest(best, INTERPRET), least), 0.0)
-                total = tl.sum(tl.reshape(value, [SLOTS, TOKENS_OF_SLOT]), axis=1)
+                total = sum_by_query(value, of_tile, 0, TOKENS_OF_SLOT, SLOTS, FLAT)
                 target = scores + (first_query + slot).to(tl.int64) * document_count + document
-                tl.store(target, total.to(scores.dtype.element_ty), mask=first_query + slot < query_count)
+                tl.store(
+                    target,
+                    total.to(scores.dtype.element_ty),
+                    mask=(slot < QUERIES) & (first_query + slot < query_count),
+                )
         first_document = tl.atomic_add(taken, 1, sem="relaxed") * documents_at_once

@@ -45,12 +45,15 @@ class Residual(NamedTuple):
 class ManyBlocks(NamedTuple):
     """How it is cut where documents are decoded once for several tiles of query tokens.
 
-    A program decodes ``DECODED`` tokens at a time into its scratch of ``CAPACITY``.
+    A program decodes ``DECODED`` tokens at a time into its scratch of ``CAPACITY``. A tile has room for ``SLOTS``
+    queries, of which ``QUERIES`` are there; ``FLAT``: one right behind the other.
     """
 
     TOKENS: int
     ROWS: int
     SLOTS: int
+    QUERIES: int
+    FLAT: bool
     CAPACITY: int
     DECODED: int
 
@@ -120,17 +123,19 @@ def many(
     queries, query_length, documents, width, in_fp32, card
         As for ``residual``, no pairs.
     """
-    tokens = power_of_two(query_length, 16)
-    slots = MOST_ROWS // tokens
+    in_each = MOST_ROWS // power_of_two(query_length, 16)
+    is_flat = query_length >= 16 and MOST_ROWS // query_length > in_each
+    if is_flat:
+        in_each = MOST_ROWS // query_length
     programs = 2 * card.processors
-    if in_fp32 or width > 128 or queries <= slots or not slots:
+    if in_fp32 or width > 128 or queries <= in_each or not in_each:
         return None
     if card.shared_memory < 200_000 or documents < 2 * programs:  # two programs a multiprocessor, all of them busy
         return None
     length = -(-stored // documents)
     capacity = min(max(power_of_two(6 * length), 512), 2048)
     each = max(1, min(4, 2 * capacity // (3 * max(length, 1)), documents // (programs * _ROUNDS)))
-    blocks = ManyBlocks(64, MOST_ROWS, slots, capacity, 32)
+    blocks = ManyBlocks(64, MOST_ROWS, power_of_two(in_each), in_each, is_flat, capacity, 32)
     return Many(blocks, programs, each, _TWO_OF_8_WARPS)
 
 

@@ -233,10 +233,10 @@ def decode_once(monkeypatch):
     """Return what makes every problem one of many queries, in small blocks, and records the sizes asked for."""
 
     def with_blocks(
-        *, rows: int = 64, slots: int = 2, capacity: int = 64, documents: int = 3, programs: int = 2
+        *, rows: int = 64, slots: int = 2, flat: int = 0, capacity: int = 64, documents: int = 3, programs: int = 2
     ) -> list[Any]:
         asked: list[Any] = []
-        blocks = tuning.ManyBlocks(64, rows, slots, capacity, 32)
+        blocks = tuning.ManyBlocks(64, rows, slots, flat or slots, flat > 0, capacity, 32)
         many = tuning.Many(blocks, programs, documents, Options(num_warps=4, num_stages=2))
         monkeypatch.setattr(tuning, "many", lambda *sizes: asked.append(sizes) or many)
         return asked
@@ -266,6 +266,12 @@ def test_decoded_rows_of_any_width(dim, least, out_dtype, decode_once):
     check_residual(random_residual(queries=17, query_length=3, dim=dim, nbits=4, least=least, out_dtype=out_dtype))
 
 
+@pytest.mark.parametrize(("query_length", "queries", "flat", "slots"), [(20, 7, 3, 4), (17, 4, 3, 4), (40, 3, 1, 1)])
+def test_queries_decoded_for_that_lie_one_behind_the_other(query_length, queries, flat, slots, decode_once):
+    decode_once(flat=flat, slots=slots)
+    check_residual(random_residual(queries=queries, query_length=query_length))
+
+
 def test_decoded_once_from_memory_of_any_layout_and_what_is_no_number(decode_once):
     decode_once()
     problem = random_residual((9, 3), queries=3)
@@ -290,6 +296,10 @@ def test_many_queries_and_documents_are_what_is_decoded_once():
     assert many.blocks.ROWS == 256
     assert many.documents * 120 <= many.blocks.CAPACITY
     assert many.programs * many.blocks.CAPACITY * 128 * 2 < 2**27
+    assert chosen(query_length=24).blocks[2:5] == (16, 10, True)
+    assert chosen(query_length=33).blocks[2:5] == (8, 7, True)
+    assert chosen(query_length=150).blocks[2:5] == (1, 1, False)
+    assert chosen(query_length=5).blocks[2:5] == (16, 16, False)
     for other in ({"queries": 8}, {"query_length": 300}, {"documents": 100}, {"width": 256}, {"in_fp32": True}):
         assert chosen(**other) is None
     assert tuning.many(**sizes, card=card._replace(shared_memory=101_376)) is None
