@@ -71,10 +71,17 @@ def values_below(name: str, values: Tensor, end: int) -> None:
         raise BadInput(f"{name} lie in [0, {end})", f"{low} to {high}", "take codes and centroids from one index")
 
 
-def stored(codes: Tensor, residuals: Tensor, centroids: Tensor, bucket_weights: Tensor, bits: Any) -> None:
+def stored(
+    codes: Tensor,
+    residuals: Tensor,
+    centroids: Tensor,
+    bucket_weights: Tensor,
+    bits: Any,
+    like: Tensor | None = None,
+) -> None:
     """Refuse what does not belong to one codec: codes ``[N]``, bytes, centroids ``[K, d]``, weights of buckets."""
     nbits(bits)
-    tensor("codes", codes, 1, (torch.int32, torch.int64))
+    tensor("codes", codes, 1, (torch.int32, torch.int64), like)
     tensor("residuals", residuals, 2, (torch.uint8,), codes)
     tensor("centroids", centroids, 2, FLOATS, codes)
     tensor("bucket_weights", bucket_weights, 1, (centroids.dtype,), codes)

@@ -158,8 +158,7 @@ def _residual(
     out_dtype: torch.dtype | None,
 ) -> ResidualProblem:
     checks.tensor("queries", queries, 3, checks.FLOATS)
-    checks.stored(codes, residuals, centroids, bucket_weights, nbits)
-    checks.tensor("codes", codes, 1, (torch.int32, torch.int64), queries)
+    checks.stored(codes, residuals, centroids, bucket_weights, nbits, queries)
     checks.same_width("queries", queries.shape[2], "centroids", centroids.shape[1])
     out_dtype = queries.dtype if out_dtype is None else out_dtype
     if out_dtype not in checks.FLOATS:

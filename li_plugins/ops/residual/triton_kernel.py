@@ -12,20 +12,26 @@ from li_plugins.ops.launch import Launcher
 from li_plugins.ops.maxsim.triton_arguments import INTERPRETED, card_of, plain, precision, query_strides, rows, stored
 from li_plugins.ops.maxsim.triton_device import on, support
 from li_plugins.ops.maxsim.triton_programs import MAX_PROGRAMS
+from li_plugins.ops.maxsim.tuning_sizes import power_of_two
 from li_plugins.ops.residual import triton_tuning as tuning
 from li_plugins.ops.residual.problem import CodeProblem, ResidualProblem
 from li_plugins.ops.residual.triton_code import code_maxsim_forward
+from li_plugins.ops.residual.triton_many import residual_maxsim_many
 from li_plugins.ops.residual.triton_residual import residual_maxsim_forward
 
 LEAST_NORMS = {torch.float16: 0.0, torch.bfloat16: 1.0018652574217413e-12, torch.float32: 9.999999960041972e-13}
 """What norms are at least, by the dtype of the rows: the 1e-12 of torch's ``normalize`` in that dtype."""
 
 _launch_residual = Launcher(residual_maxsim_forward)
+_launch_many = Launcher(residual_maxsim_many)
 _launch_code = Launcher(code_maxsim_forward)
 
 
 class Residual:
-    """The kernel object of ``residual_maxsim`` that the registry loads; it allocates nothing but the scores."""
+    """The kernel object of ``residual_maxsim`` that the registry loads; it allocates the scores.
+
+    For many queries and documents also a scratch, of the size of the card's L2 cache.
+    """
 
     def supports(self, problem: ResidualProblem) -> Support:
         """Serve queries and centroids of fp16, bf16 and fp32, of 8 to 256 dimensions."""
@@ -43,48 +49,57 @@ class Residual:
 
     def forward(self, problem: ResidualProblem) -> Tensor:
         """Return the scores."""
-        queries, centroids = rows(problem.token_queries), rows(problem.centroids)
-        residuals, codes = rows(problem.residuals), plain(problem.codes)
+        queries, centroids, residuals = rows(problem.token_queries), rows(problem.centroids), rows(problem.residuals)
         count, length, width = queries.shape
-        documents = problem.document_offsets.shape[0] - 1
-        in_fp32 = _in_fp32(problem)
-        is_listed = problem.pair_queries is not None
-        chosen = tuning.residual(1 if is_listed else count, length, documents, width, in_fp32, card_of(queries.device))
-        with on(queries.device):
+        documents, pair_queries = problem.document_offsets.shape[0] - 1, problem.pair_queries
+        in_fp32, device = _in_fp32(problem), queries.device
+        card = card_of(device)
+        given = (
+            queries,
+            plain(problem.codes),
+            residuals,
+            centroids,
+            plain(problem.bucket_weights),
+            plain(problem.document_offsets),
+        )
+        strides, byte_stride = (*query_strides(queries), centroids.stride(0)), residuals.stride(0)
+        floats = problem.least, LEAST_NORMS[centroids.dtype]
+        block_d = power_of_two(width, 16)
+        forms = width, problem.nbits, problem.normalized, block_d, _in_words(residuals, problem.nbits)
+        many = None
+        if pair_queries is None:
+            many = tuning.many(count, length, documents, problem.codes.shape[0], width, in_fp32, card)
+        with on(device):
             scores = queries.new_empty(problem.scores_shape, dtype=stored(problem.out_dtype))
-            tensors = (
-                queries,
-                codes,
-                residuals,
-                centroids,
-                plain(problem.bucket_weights),
-                plain(problem.document_offsets),
-                plain(problem.pair_queries),
-                plain(problem.pair_documents),
-                scores,
-            )
-            constants = (
-                width,
-                problem.nbits,
-                problem.normalized,
-                chosen.blocks.BLOCK_D,
-                _in_words(residuals, problem.nbits),
-                *chosen.blocks[1:],
-                in_fp32,
-                precision() if in_fp32 else "ieee",
-                INTERPRETED,
-            )
-            for programs, first in _launches(problem.pair_queries, count, documents, chosen):
-                _launch_residual(
-                    (programs, 1, 1),
-                    tensors,
-                    (*query_strides(queries), centroids.stride(0)),
-                    (residuals.stride(0), documents, chosen.documents, count, length, first),
-                    (problem.least, LEAST_NORMS[centroids.dtype]),
-                    constants,
-                    chosen.options,
+            if many is not None:
+                shape = many.programs, many.blocks.CAPACITY, block_d
+                scratch = centroids.new_empty(shape, dtype=stored(centroids.dtype))
+                taken = queries.new_zeros(1, dtype=torch.int32)
+                _launch_many(
+                    (many.programs, 1, 1),
+                    (*given, scratch, taken, scores),
+                    strides,
+                    (byte_stride, documents, many.documents, count, length),
+                    floats,
+                    (*forms, *many.blocks, INTERPRETED),
+                    many.options,
                 )
-        return scores.to(problem.out_dtype)
+            else:
+                meeting = count if pair_queries is None else 1
+                chosen = tuning.residual(meeting, length, documents, width, in_fp32, card)
+                tensors = *given, plain(pair_queries), plain(problem.pair_documents), scores
+                constants = *forms, *chosen.blocks, in_fp32, precision() if in_fp32 else "ieee", INTERPRETED
+                for programs, first in _launches(pair_queries, count, documents, chosen):
+                    _launch_residual(
+                        (programs, 1, 1),
+                        tensors,
+                        strides,
+                        (byte_stride, documents, chosen.documents, count, length, first),
+                        floats,
+                        constants,
+                        chosen.options,
+                    )
+        return scores if scores.dtype is problem.out_dtype else scores.to(problem.out_dtype)
 
 
 class Code:

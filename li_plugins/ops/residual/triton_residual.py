@@ -45,7 +45,7 @@ def _divided(rows, least_norm):
 
 
 @triton.jit
-def _decoded(
+def decode(
     code,
     residual_rows,
     centroids,
@@ -153,7 +153,7 @@ def residual_maxsim_forward(
             best = tl.full([ROWS, _CLASSES], float("-inf"), tl.float32)
             for start in range(0, length, TOKENS):
                 place = begin + tl.minimum(start + column, length - 1)
-                decoded = _decoded(
+                decoded = decode(
                     tl.load(codes + place),
                     residuals + place * residual_stride,
                     centroids,

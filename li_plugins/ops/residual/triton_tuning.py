@@ -21,10 +21,13 @@ _ROUNDS = 4
 """Programs for each that runs at a time, so that documents of different lengths even out."""
 
 
+_TWO_OF_8_WARPS = Options(num_warps=8, num_stages=3, maxnreg=128)
+"""Two programs share a multiprocessor: one multiplies while the other decodes or looks for maxima."""
+
+
 class ResidualBlocks(NamedTuple):
     """How ``residual_maxsim`` is cut: ``TOKENS`` of a document meet ``ROWS``, as many of each of ``SLOTS`` queries."""
 
-    BLOCK_D: int
     TOKENS: int
     ROWS: int
     SLOTS: int
@@ -36,6 +39,32 @@ class Residual(NamedTuple):
     blocks: ResidualBlocks
     documents: int
     """How many a program decodes, one after the other."""
+    options: Options
+
+
+class ManyBlocks(NamedTuple):
+    """How it is cut where documents are decoded once for several tiles of query tokens.
+
+    A program decodes ``DECODED`` tokens at a time into its scratch of ``CAPACITY``. A tile has room for ``SLOTS``
+    queries, of which ``QUERIES`` are there; ``FLAT``: one right behind the other.
+    """
+
+    TOKENS: int
+    ROWS: int
+    SLOTS: int
+    QUERIES: int
+    FLAT: bool
+    CAPACITY: int
+    DECODED: int
+
+
+class Many(NamedTuple):
+    """How that is launched."""
+
+    blocks: ManyBlocks
+    programs: int
+    documents: int
+    """How many a program takes at once."""
     options: Options
 
 
@@ -73,10 +102,41 @@ def residual(queries: int, query_length: int, documents: int, width: int, in_fp3
     each = max(1, min(most_documents, documents * groups // (at_a_time * _ROUNDS)))
     return Residual(
         # where decoding is the limit, few tokens beyond a document's end, and 64 registers; else products in full
-        ResidualBlocks(power_of_two(width, 16), 32 if is_small else 64, rows, slots),
+        ResidualBlocks(32 if is_small else 64, rows, slots),
         each,
-        Options(num_warps=8 if width > 128 and not is_small else 4, num_stages=1),
+        _TWO_OF_8_WARPS._replace(num_stages=1)
+        if rows == MOST_ROWS
+        else Options(num_warps=8 if width > 128 and not is_small else 4, num_stages=1),
     )
+
+
+@lru_cache(maxsize=4096)
+def many(
+    queries: int, query_length: int, documents: int, stored: int, width: int, in_fp32: bool, card: Card
+) -> Many | None:
+    """Choose the blocks of ``residual_maxsim`` where it pays to decode once for several tiles; elsewhere None.
+
+    Parameters
+    ----------
+    stored
+        How many tokens the documents have; more than that where an index goes on behind the last.
+    queries, query_length, documents, width, in_fp32, card
+        As for ``residual``, no pairs.
+    """
+    in_each = MOST_ROWS // power_of_two(query_length, 16)
+    is_flat = query_length >= 16 and MOST_ROWS // query_length > in_each
+    if is_flat:
+        in_each = MOST_ROWS // query_length
+    programs = 2 * card.processors
+    if in_fp32 or width > 128 or queries <= in_each or not in_each:
+        return None
+    if card.shared_memory < 200_000 or documents < 2 * programs:  # two programs a multiprocessor, all of them busy
+        return None
+    length = -(-stored // documents)
+    capacity = min(max(power_of_two(6 * length), 512), 2048)
+    each = max(1, min(4, 2 * capacity // (3 * max(length, 1)), documents // (programs * _ROUNDS)))
+    blocks = ManyBlocks(64, MOST_ROWS, power_of_two(in_each), in_each, is_flat, capacity, 32)
+    return Many(blocks, programs, each, _TWO_OF_8_WARPS)
 
 
 def code(query_length: int) -> CodeBlocks:

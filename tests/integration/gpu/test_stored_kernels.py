@@ -14,7 +14,9 @@ from stored_triton_cases import (
     check_residual,
     random_code,
     random_residual,
+    tuning,
 )
+from waiting import waits_for_nothing
 
 from li_plugins.ops import code_maxsim, decompress, dispatch, explain_residual_maxsim, maxsim_packed, residual_maxsim
 from li_plugins.ops.residual.problem import ResidualProblem
@@ -24,6 +26,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 FP16, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
 CENTROIDS = 9
 LENGTHS = tuple(torch.randint(20, 221, (300,), generator=torch.Generator().manual_seed(3)).tolist())
+MANY = (LENGTHS * 5)[:1300]
+"""So many that documents are decoded once for several tiles of query tokens."""
 
 
 def called(problem: ResidualProblem) -> torch.Tensor:
@@ -69,6 +73,49 @@ def test_other_widths(dim, nbits):
 
 def test_queries_in_fp32_against_centroids_in_fp16():
     check_residual(random_residual(LENGTHS[:50], queries=1, query_length=32, dim=128, query_dtype=FP32, pairs=300))
+
+
+@pytest.fixture
+def decoded_once(monkeypatch):
+    """Record what was chosen where documents may be decoded once."""
+    if torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("needs the shared memory of compute capability 9.0")
+    chosen, choose = [], tuning.many
+    monkeypatch.setattr(tuning, "many", lambda *sizes: chosen.append(choose(*sizes)) or chosen[-1])
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ("lengths", "queries", "query_length"),
+    [
+        (MANY, 32, 32),
+        (MANY, 3, 200),
+        (MANY, 20, 24),
+        ((900, 0, 3, 2500, *MANY, 5000, 1), 9, 32),
+        ((300,) * 600, 9, 32),
+    ],
+    ids=["usual", "long queries", "ragged", "some longer than the scratch", "fewer at once"],
+)
+@pytest.mark.parametrize(("nbits", "dtype"), [(2, FP16), (4, FP16), (4, BF16), (8, BF16)])
+def test_many_documents_and_queries(lengths, queries, query_length, nbits, dtype, decoded_once):
+    problem = random_residual(
+        lengths, queries=queries, query_length=query_length, dim=128, nbits=nbits, dtype=dtype, centroids=2**14
+    )
+    check_residual(problem)
+    assert all(decoded_once)
+    assert torch.equal(RESIDUAL.forward(problem), RESIDUAL.forward(problem))
+
+
+def test_documents_decoded_once_are_scored_as_alone(decoded_once):
+    """To fp32's rounding, but for the documents of a token whose norm rounds the other way."""
+    problem = random_residual(MANY, queries=32, query_length=32, dim=128, centroids=2**14)
+    found = RESIDUAL.forward(problem)
+    for query in (0, 7, 31):
+        alone = RESIDUAL.forward(replace(problem, token_queries=problem.token_queries[query : query + 1]))
+        assert ((found[query] - alone[0]).abs() > 1e-5).float().mean() < 0.05
+        torch.testing.assert_close(found[query : query + 1], alone, rtol=0, atol=2e-2)
+    assert decoded_once[0]
+    assert decoded_once[1] is None
 
 
 def test_thousands_of_pairs_in_no_order():
@@ -132,11 +179,13 @@ def test_the_public_functions_run_triton_and_wait_for_nothing():
     problem = random_residual(LENGTHS, queries=1, query_length=32, dim=128, pairs=200, centroids=2**10)
     scores = random_code(LENGTHS, queries=1, pairs=200, kept=0.5, centroids=2**10)
     dispatch.reset()
+    many = random_residual(MANY, queries=32, query_length=32, dim=128, centroids=2**10)
     for _ in range(2):  # the first compiles, which may wait
         found = called(problem)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        called(many)
+        with waits_for_nothing():
             called(problem)
+            called(many)
             code_maxsim(
                 scores.centroid_scores,
                 scores.codes,
@@ -144,10 +193,8 @@ def test_the_public_functions_run_triton_and_wait_for_nothing():
                 pairs=(scores.pair_queries, scores.pair_documents),
                 kept=scores.kept,
             )
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(found, RESIDUAL.forward(problem))
-    assert dispatch.counters() == {("residual_maxsim", "triton"): 4, ("code_maxsim", "triton"): 2}
+    assert dispatch.counters() == {("residual_maxsim", "triton"): 8, ("code_maxsim", "triton"): 2}
 
 
 def test_centroids_of_another_dtype_are_another_plan():
@@ -170,15 +217,27 @@ def test_memory_is_that_of_the_scores():
     assert torch.cuda.max_memory_allocated() - before <= 4 * 32 * len(LENGTHS) + 2**10
 
 
-def test_a_launch_can_be_captured_and_replayed():
-    problem = random_residual(LENGTHS, queries=1, query_length=32, dim=128, centroids=2**10)
+def test_the_scratch_of_many_queries_is_bounded():
+    problem = random_residual((2000, *MANY), queries=32, query_length=32, dim=128, centroids=2**14)
+    called(problem)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    called(problem)
+    assert torch.cuda.max_memory_allocated() - before <= 2**27 + 2**22
+
+
+@pytest.mark.parametrize(("lengths", "queries"), [(LENGTHS, 1), (MANY, 32)], ids=["one", "many"])
+def test_a_launch_can_be_captured_and_replayed(lengths, queries):
+    problem = random_residual(lengths, queries=queries, query_length=32, dim=128, centroids=2**10)
     expected = called(problem)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         scores = called(problem)
-    scores.zero_()
-    graph.replay()
-    assert torch.equal(scores, expected)
+    for _ in range(2):
+        scores.zero_()
+        graph.replay()
+        assert torch.equal(scores, expected)
 
 
 def test_another_device_than_the_current_one():

@@ -15,6 +15,7 @@ import torch
 import views
 from torch import Tensor
 
+from li_plugins.ops.launch import Options
 from li_plugins.ops.residual import blocked
 from li_plugins.ops.residual.problem import CodeProblem, ResidualProblem
 from li_plugins.ops.residual.reference import CODE as CODE_REFERENCE
@@ -225,6 +226,83 @@ def test_a_program_decodes_several_documents(documents, monkeypatch):
     choose = tuning.residual
     monkeypatch.setattr(tuning, "residual", lambda *sizes: choose(*sizes)._replace(documents=documents))
     check_residual(random_residual(queries=3))
+
+
+@pytest.fixture
+def decode_once(monkeypatch):
+    """Return what makes every problem one of many queries, in small blocks, and records the sizes asked for."""
+
+    def with_blocks(
+        *, rows: int = 64, slots: int = 2, flat: int = 0, capacity: int = 64, documents: int = 3, programs: int = 2
+    ) -> list[Any]:
+        asked: list[Any] = []
+        blocks = tuning.ManyBlocks(64, rows, slots, flat or slots, flat > 0, capacity, 32)
+        many = tuning.Many(blocks, programs, documents, Options(num_warps=4, num_stages=2))
+        monkeypatch.setattr(tuning, "many", lambda *sizes: asked.append(sizes) or many)
+        return asked
+
+    return with_blocks
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("dtype", [FP16, BF16], ids=by_name)
+@pytest.mark.parametrize("nbits", [1, 2, 4, 8])
+def test_documents_decoded_once_for_several_tiles_of_queries(nbits, dtype, normalized, decode_once):
+    asked = decode_once()
+    check_residual(random_residual(queries=5, query_length=20, nbits=nbits, dtype=dtype, normalized=normalized))
+    assert asked
+
+
+@pytest.mark.parametrize("capacity", [16, 64, 128, 512])
+@pytest.mark.parametrize("lengths", [(150, 3, 0, 64, 40, 65, 1), (0, 0), (129,), (30, 30, 30, 39, 1, 200)])
+def test_documents_that_fit_the_scratch_or_do_not(lengths, capacity, decode_once):
+    decode_once(capacity=capacity, documents=2 if capacity == 64 else 4)
+    check_residual(random_residual(lengths, queries=5, query_length=32))
+
+
+@pytest.mark.parametrize(("dim", "least", "out_dtype"), [(24, -math.inf, BF16), (40, 0.4, FP16), (128, -9999.0, FP32)])
+def test_decoded_rows_of_any_width(dim, least, out_dtype, decode_once):
+    decode_once(rows=128, slots=16)
+    check_residual(random_residual(queries=17, query_length=3, dim=dim, nbits=4, least=least, out_dtype=out_dtype))
+
+
+@pytest.mark.parametrize(("query_length", "queries", "flat", "slots"), [(20, 7, 3, 4), (17, 4, 3, 4), (40, 3, 1, 1)])
+def test_queries_decoded_for_that_lie_one_behind_the_other(query_length, queries, flat, slots, decode_once):
+    decode_once(flat=flat, slots=slots)
+    check_residual(random_residual(queries=queries, query_length=query_length))
+
+
+def test_decoded_once_from_memory_of_any_layout_and_what_is_no_number(decode_once):
+    decode_once()
+    problem = random_residual((9, 3), queries=3)
+    for view in views.STRIDED.values():
+        fields = {name: view(getattr(problem, name)) for name in ("token_queries", "residuals", "centroids")}
+        check_residual(replace(problem, **fields, codes=problem.codes.long()))
+    assert scored(RESIDUAL, random_residual(())).shape == (2, 0)
+    assert scored(RESIDUAL, random_residual(queries=0)).shape == (0, 6)
+    assert not scored(RESIDUAL, random_residual(query_length=0)).any()
+    problem.centroids[4, 2] = math.nan
+    assert torch.equal(scored(RESIDUAL, problem).isnan(), blocked.RESIDUAL.forward(problem).isnan())
+
+
+def test_many_queries_and_documents_are_what_is_decoded_once():
+    card = arguments.card_of(torch.device(DEVICE))._replace(shared_memory=232_448, processors=132)
+    sizes = {"queries": 32, "query_length": 32, "documents": 4096, "stored": 490_000, "width": 128, "in_fp32": False}
+
+    def chosen(**changed: Any) -> Any:
+        return tuning.many(**{**sizes, **changed}, card=card)
+
+    many = chosen()
+    assert many.blocks.ROWS == 256
+    assert many.documents * 120 <= many.blocks.CAPACITY
+    assert many.programs * many.blocks.CAPACITY * 128 * 2 < 2**27
+    assert chosen(query_length=24).blocks[2:5] == (16, 10, True)
+    assert chosen(query_length=33).blocks[2:5] == (8, 7, True)
+    assert chosen(query_length=150).blocks[2:5] == (1, 1, False)
+    assert chosen(query_length=5).blocks[2:5] == (16, 16, False)
+    for other in ({"queries": 8}, {"query_length": 300}, {"documents": 100}, {"width": 256}, {"in_fp32": True}):
+        assert chosen(**other) is None
+    assert tuning.many(**sizes, card=card._replace(shared_memory=101_376)) is None
 
 
 @pytest.mark.parametrize("pairs", [None, 8])
