@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from li_plugins.api import Support
+from li_plugins.ops.codec import bits
 from li_plugins.ops.codec.problem import BinarizeProblem, CompressProblem, DecompressProblem
 from li_plugins.ops.codec.triton_pack import pack_buckets
 from li_plugins.ops.codec.triton_unpack import unpack_rows
 from li_plugins.ops.kmeans.problem import AssignProblem
 from li_plugins.ops.kmeans.triton_kernel import ASSIGN
 from li_plugins.ops.launch import Launcher, Options
-from li_plugins.ops.maxsim.triton_arguments import INTERPRETED, plain, rows, stored
+from li_plugins.ops.maxsim.triton_arguments import INTERPRETED, rows, stored
 from li_plugins.ops.maxsim.triton_device import on, support
 from li_plugins.ops.maxsim.tuning_sizes import power_of_two
 
@@ -20,21 +23,10 @@ WIDEST = 2**14
 """Most dimensions of a row that one program makes and normalises."""
 
 ELEMENTS = 2**12
-"""Elements that a program packs."""
+"""Elements that a program packs or unpacks."""
 
-UNPACKED = 2**11
-"""Elements that a program unpacks at a time: few enough registers to fill a multiprocessor with programs."""
-
-MOST_STEPS, PROGRAMS = 8, 2**12
-"""How often a program does so, with one table of weights, as long as there are so many programs."""
-
-WIDEST_STRIDE = 2**20
-"""Most bytes from row to row of residuals, so that 32 bits hold what a program skips."""
-
-SMALLEST_NORMS = {
-    dtype: torch.tensor(1e-12, dtype=dtype).item() for dtype in (torch.float16, torch.bfloat16, torch.float32)
-}
-"""By which ``torch.nn.functional.normalize`` divides at least, by the dtype that it rounds this to."""
+SMALLEST_NORM = 1e-12
+"""By which ``torch.nn.functional.normalize`` divides at least, once it is rounded to the dtype."""
 
 _NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
@@ -77,7 +69,7 @@ class Compress:
 
 
 class Decompress:
-    """Memory beyond inputs and outputs: none, but for residuals whose rows are more than ``WIDEST_STRIDE`` apart."""
+    """Memory beyond inputs and outputs: the weights of each byte."""
 
     def supports(self, problem: DecompressProblem) -> Support:
         """Serve fp16, bf16 and fp32 of at most ``WIDEST`` dimensions, on devices as above."""
@@ -89,35 +81,28 @@ class Decompress:
     def forward(self, problem: DecompressProblem) -> Tensor:
         """Return the embeddings."""
         centroids, residuals = rows(problem.centroids), rows(problem.residuals)
-        dtype, (count, width), nbits = centroids.dtype, problem.scores_shape, problem.nbits
+        dtype, (count, width) = centroids.dtype, problem.scores_shape
         embeddings = centroids.new_empty(problem.scores_shape, dtype=stored(dtype))
         if not embeddings.numel():
             return embeddings.to(dtype)
-        if residuals.stride(0) > WIDEST_STRIDE:
-            residuals = residuals.contiguous()
-        block_d = power_of_two(width, 16)
-        lines = max(1, UNPACKED // block_d)
-        tiles = -(-count // lines)
-        steps = max(1, min(MOST_STEPS, tiles // PROGRAMS))
+        per_byte = 8 // problem.nbits
+        octets = power_of_two(width // per_byte)
+        lines = max(1, ELEMENTS // (octets * per_byte))
         with on(centroids.device):
             _launch_unpack(
-                (-(-tiles // steps), 1, 1),
-                (plain(problem.codes), residuals, centroids, plain(problem.bucket_weights), embeddings),
-                (),
-                (residuals.stride(0), count, steps),
-                (SMALLEST_NORMS[dtype],),
+                (-(-count // lines), 1, 1),
                 (
-                    centroids.stride(0),
-                    width,
-                    nbits,
-                    lines,
-                    block_d,
-                    width % 8 == 0 and (residuals.data_ptr() | residuals.stride(0)) % nbits == 0,
-                    problem.normalized,
-                    _NAMES[dtype],
-                    INTERPRETED,
+                    problem.codes.contiguous(),
+                    residuals,
+                    centroids,
+                    problem.bucket_weights[_buckets_of_bytes(problem.nbits, centroids.device)],
+                    embeddings,
                 ),
-                Options(8 if block_d > UNPACKED else 4, 1),
+                (residuals.stride(0), centroids.stride(0)),
+                (count,),
+                (torch.tensor(SMALLEST_NORM, dtype=dtype).item(),),
+                (width, per_byte, lines, octets, problem.normalized, _NAMES[dtype], INTERPRETED),
+                Options(8 if octets * per_byte > ELEMENTS else 4, 1),
             )
         return embeddings.to(dtype)
 
@@ -145,3 +130,9 @@ def _pack(
         (width, nbits, lines, block_d, _NAMES[dtype], INTERPRETED),
         Options(4, 1),
     )
+
+
+@lru_cache
+def _buckets_of_bytes(nbits: int, device: torch.device) -> Tensor:
+    """Return which bucket each dimension of a byte has, ``[256, 8 // nbits]``; the same tensor on every call."""
+    return bits.buckets_of_bytes(nbits, device)

@@ -22,6 +22,12 @@ from li_plugins.ops.residual.triton_residual import residual_maxsim_forward
 LEAST_NORMS = {torch.float16: 0.0, torch.bfloat16: 1.0018652574217413e-12, torch.float32: 9.999999960041972e-13}
 """What norms are at least, by the dtype of the rows: the 1e-12 of torch's ``normalize`` in that dtype."""
 
+DECODES_ONCE = False
+"""Whether documents are decoded once for several tiles of queries, by ``triton_many``.
+
+That was judged in Triton's interpreter alone: it waits for ``tests/integration/gpu/test_stored_kernels.py`` on a GPU.
+"""
+
 _launch_residual = Launcher(residual_maxsim_forward)
 _launch_many = Launcher(residual_maxsim_many)
 _launch_code = Launcher(code_maxsim_forward)
@@ -67,7 +73,7 @@ class Residual:
         block_d = power_of_two(width, 16)
         forms = width, problem.nbits, problem.normalized, block_d, _in_words(residuals, problem.nbits)
         many = None
-        if pair_queries is None:
+        if pair_queries is None and DECODES_ONCE:
             many = tuning.many(count, length, documents, problem.codes.shape[0], width, in_fp32, card)
         with on(device):
             scores = queries.new_empty(problem.scores_shape, dtype=stored(problem.out_dtype))

@@ -12,8 +12,9 @@ Programs take the next few documents as they become free. Which program scores a
 import triton
 import triton.language as tl
 
+from li_plugins.ops.codec.triton_weights import weight_tables
 from li_plugins.ops.maxsim.triton_tiles import CLASSES, best_of_classes, larger, largest, load_rows, sum_by_query
-from li_plugins.ops.residual.triton_residual import decode, weight_tables
+from li_plugins.ops.residual.triton_residual import decode
 
 MANY_SIZES = (
     "residual_stride",
