@@ -55,7 +55,7 @@ def encode_passages(self: Any, passages: list[str]) -> tuple[Tensor, list[int]] 
             tokens, counts = _encode(self, passages[start : start + step])
             embeddings.append(tokens)
             lengths.extend(counts)
-        result = torch.cat(embeddings)
+        result = embeddings[0] if len(embeddings) == 1 else torch.cat(embeddings)
         if kept is None and len(passages) <= MOST_PASSAGES:
             setattr(self, KEPT, Kept(list(passages), result.half(), result.dtype, list(lengths)))
     return result, lengths

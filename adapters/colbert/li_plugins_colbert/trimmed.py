@@ -34,14 +34,22 @@ def encode(checkpoint: Any, passages: list[str], bsize: int, *, showprogress: bo
         Whether a bar counts the batches.
     """
     batches, order = checkpoint.doc_tokenizer.tensorize(passages, bsize=bsize)
-    rows, counts = [], []
+    # on the host, like all that a tokenizer returns; a slice ends where the batch does
+    widths = [-(-(int((attention != 0).any(0).nonzero().max()) + 1) // WIDTHS) * WIDTHS for _, attention in batches]
+    batches = [(ids[:, :width], attention[:, :width]) for (ids, attention), width in zip(batches, widths, strict=True)]
+    # One block for all: rows of each batch for themselves would lie between what the encoder allocates and frees, which
+    # the C library could not use again.
+    rows, filled = torch.empty(0), 0
+    counts: list[Tensor] = []
     for ids, attention in tqdm(batches, disable=not showprogress):
-        # on the host, like all that a tokenizer returns; a slice ends where the batch does
-        width = -(-(int((attention != 0).any(0).nonzero().max()) + 1) // WIDTHS) * WIDTHS
-        embeddings, mask = checkpoint.doc(ids[:, :width], attention[:, :width], keep_dims="return_mask")
+        embeddings, mask = checkpoint.doc(ids, attention, keep_dims="return_mask")
         kept = mask.squeeze(-1)
-        rows.append(embeddings[kept])
+        found = embeddings[kept]
+        if not counts:
+            rows = found.new_empty((sum(ids.numel() for ids, _ in batches), found.shape[1]))
+        rows[filled : filled + len(found)] = found
+        filled += len(found)
         counts.append(kept.sum(-1))
     lengths = torch.cat(counts).cpu()
-    parts = torch.cat(rows).cpu().split(lengths.tolist())
+    parts = rows[:filled].cpu().split(lengths.tolist())
     return torch.cat([parts[place] for place in order.tolist()]), lengths[order].tolist()
