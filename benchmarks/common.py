@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import ctypes
 import datetime
 import gc
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -31,6 +33,31 @@ class Timing:
     p20: float
     p80: float
     host_us: float
+
+
+def parser(description: str, output: str) -> argparse.ArgumentParser:
+    """Return the parser of a benchmark that writes ``results/<output>``, with the options that all of them have."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a few small workloads")
+    made.add_argument("--only", type=re.compile, default=re.compile(""), help="regular expression on the workload")
+    made.add_argument("--who", type=re.compile, default=re.compile(""), help="regular expression on the contestant")
+    made.add_argument("--output", type=Path, default=RESULTS / output)
+    made.add_argument("--commit", help="commit for the rows, where there is no checkout")
+    return made
+
+
+def parsed(made: argparse.ArgumentParser) -> argparse.Namespace:
+    """Read the command line.
+
+    Raises
+    ------
+    SystemExit
+        Also where there is no CUDA device, and none but that was asked for.
+    """
+    options = made.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("no CUDA device was found; --device cpu runs a few small workloads")
+    return options
 
 
 def provenance(device: str, commit: str | None = None) -> dict[str, str]:

@@ -6,9 +6,7 @@ script returns 1 in the end, where its error is more than allowed or a call of i
 
 from __future__ import annotations
 
-import argparse
 import gc
-import re
 import sys
 import time
 import traceback
@@ -16,11 +14,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, measure, peak_mib, provenance, save
+from common import measure, parsed, parser, peak_mib, provenance, save
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
@@ -76,15 +73,7 @@ def main(
     workloads
         Gives, for a device, what makes each case, by a name that does not change.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: small workloads, printed only")
-    parser.add_argument("--only", type=re.compile, default=re.compile(""), help="regular expression on the workload")
-    parser.add_argument("--who", type=re.compile, default=re.compile(""), help="regular expression on the contestant")
-    parser.add_argument("--output", type=Path, default=RESULTS / output)
-    parser.add_argument("--commit", help="commit for the rows, where there is no checkout")
-    options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("no CUDA device was found; --device cpu runs a few small workloads")
+    options = parsed(parser(description, output))
     common = provenance(options.device, options.commit)
     begin, is_right = time.monotonic(), True
     for name, make in workloads(options.device).items():

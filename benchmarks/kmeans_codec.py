@@ -15,17 +15,15 @@ TFLOP/s counts ``2 * N * K * d`` for each assignment; GB/s each row once, read, 
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, measure, peak_mib, provenance, save
+from common import measure, parsed, parser, peak_mib, provenance, save
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -410,15 +408,7 @@ def rows_of(work: Workload, device: str, who: re.Pattern[str], common: dict[str,
 
 def main() -> int:
     """Run the workloads; return 1 when ours has no time somewhere."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", type=re.compile, default=re.compile(""), help="regular expression on the workload")
-    parser.add_argument("--who", type=re.compile, default=re.compile(""), help="regular expression on the contestant")
-    parser.add_argument("--output", type=Path, default=RESULTS / "kmeans_codec.csv")
-    parser.add_argument("--commit", default=None, help="the commit to record, where there is no git")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    arguments = parser.parse_args()
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("no CUDA device was found; --device cpu runs a few small workloads")
+    arguments = parsed(parser(__doc__.partition("\n")[0], "kmeans_codec.csv"))
     common = provenance(arguments.device, arguments.commit)
     right = True
     for work in SMALL if arguments.device == "cpu" else WORKLOADS:
