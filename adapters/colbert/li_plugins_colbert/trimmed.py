@@ -37,19 +37,20 @@ def encode(checkpoint: Any, passages: list[str], bsize: int, *, showprogress: bo
     # on the host, like all that a tokenizer returns; a slice ends where the batch does
     widths = [-(-(int((attention != 0).any(0).nonzero().max()) + 1) // WIDTHS) * WIDTHS for _, attention in batches]
     batches = [(ids[:, :width], attention[:, :width]) for (ids, attention), width in zip(batches, widths, strict=True)]
-    # One block for all: rows of each batch for themselves would lie between what the encoder allocates and frees, which
-    # the C library could not use again.
-    rows, filled = torch.empty(0), 0
-    counts: list[Tensor] = []
-    for ids, attention in tqdm(batches, disable=not showprogress):
+    counts = [torch.tensor([sum(kept) for kept in checkpoint.mask(ids, checkpoint.skiplist)]) for ids, _ in batches]
+    lengths = torch.cat(counts)[order]
+    begins = torch.empty_like(lengths)
+    begins[order] = lengths.cumsum(0) - lengths
+    # All rows go where they belong at once: those of each batch for themselves would lie between what the encoder
+    # allocates and frees, which the C library could not use again.
+    rows, first = torch.empty(0), 0
+    for (ids, attention), sizes in zip(tqdm(batches, disable=not showprogress), counts, strict=True):
         embeddings, mask = checkpoint.doc(ids, attention, keep_dims="return_mask")
-        kept = mask.squeeze(-1)
-        found = embeddings[kept]
-        if not counts:
-            rows = found.new_empty((sum(ids.numel() for ids, _ in batches), found.shape[1]))
-        rows[filled : filled + len(found)] = found
-        filled += len(found)
-        counts.append(kept.sum(-1))
-    lengths = torch.cat(counts).cpu()
-    parts = rows[:filled].cpu().split(lengths.tolist())
-    return torch.cat([parts[place] for place in order.tolist()]), lengths[order].tolist()
+        found = embeddings[mask.squeeze(-1)].cpu()
+        if first == 0:
+            rows = found.new_empty((int(lengths.sum()), found.shape[1]))
+        places = begins[first : first + len(ids)].tolist()
+        for begin, text in zip(places, found.split(sizes.tolist()), strict=True):
+            rows[begin : begin + len(text)] = text
+        first += len(ids)
+    return rows, lengths.tolist()
