@@ -14,7 +14,9 @@ from colbert.indexing.codecs.residual import ResidualCodec
 from colbert.infra import ColBERTConfig
 from colbert.modeling import colbert
 from gpu_cases import *  # noqa: F403 - its tests are collected here
-from gpu_cases import ATTRIBUTES, assert_same, decompress_residuals, library, packbits, ranking, training, unit
+from gpu_cases import assert_same, ranking, training
+from gpu_codec_cases import *  # noqa: F403 - likewise
+from gpu_codec_cases import ATTRIBUTES, decompress_residuals, library, packbits, unit
 from li_plugins_colbert import residency
 
 import li_plugins

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from gpu_cases import *  # noqa: F403 - its tests are collected here
+from gpu_codec_cases import *  # noqa: F403 - likewise
 from li_plugins_colbert.residency import Ragged, Stored
 from pretended_gpu import pretended_gpu
 
