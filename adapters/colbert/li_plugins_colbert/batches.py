@@ -14,7 +14,7 @@ from li_plugins_colbert import candidates, residency, stages
 from li_plugins_colbert.search import unsearched
 
 MOST_BYTES = 1 << 29
-"""How much memory the similarities of queries and centroids may take: what bounds how many queries go together."""
+"""How much memory the similarities of centroids and the marks of passages may take: how many queries go together."""
 MOST_QUERIES = 64
 STEPS = {"searcher": ("dense_search",), "ranker": ("rank", "retrieve", "generate_candidates", "score_pids")}
 """What the library calls for each query."""
@@ -70,7 +70,7 @@ def _ranked(ranker: Any, config: Any, queries: Tensor, k: int) -> list[tuple[lis
         config.ndocs,
     )
     scores = stages.scored(stored, codec, queries, pairs, torch.float32)
-    chosen = stages.best(pairs[0], scores, k, len(queries))
+    chosen = stages.best(pairs[0], scores, k, len(queries), in_order=True)
     counts = torch.bincount(pairs[0][chosen], minlength=len(queries)).tolist()
     # rounded to the library's dtype after they are in order
     values = scores[chosen].to(codec.centroids.dtype).tolist()
@@ -84,7 +84,9 @@ def _ranked(ranker: Any, config: Any, queries: Tensor, k: int) -> list[tuple[lis
 
 def _together(ranker: Any, queries: Tensor) -> int:
     """Return how many queries are searched at a time."""
-    each = len(ranker.codec.centroids) * queries.shape[1] * ranker.codec.centroids.element_size()
+    centroids = ranker.codec.centroids
+    # beside its similarities, a byte for each passage
+    each = len(centroids) * queries.shape[1] * centroids.element_size() + len(ranker.doclens)
     return max(1, min(MOST_QUERIES, MOST_BYTES // max(1, each)))
 
 

@@ -29,8 +29,9 @@ MATRIX = "layouts_and_rules or odd_shapes"
         ("kmeans_triton_cases.py", "", 90),
         ("codec_triton_cases.py", "", 60),
         ("stored_triton_cases.py", "", 120),
+        ("near_triton_cases.py", "", 30),
     ],
-    ids=["matrix", "rest", "smooth", "kmeans", "codec", "stored"],
+    ids=["matrix", "rest", "smooth", "kmeans", "codec", "stored", "near"],
 )
 def test_every_case_passes_in_the_interpreter(tmp_path: Path, cases: str, selection: str, least: int):
     report = tmp_path / "report.xml"
