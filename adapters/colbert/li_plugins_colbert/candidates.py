@@ -51,8 +51,8 @@ def explain_generate_candidates(self: Any, config: Any, Q: Tensor) -> object:
 def of_queries(stored: residency.Stored, centroids: Tensor, queries: Tensor, ncells: int) -> Candidates:
     """Return the passages of the ``ncells`` nearest centroids of each token of ``queries [A, Lq, dim]``.
 
-    It waits for the device once, however many queries there are: for how many pairs there are; once more where the
-    passages of the centroids are on the host.
+    It waits for the device once, however many queries there are: for how many pairs there are; twice more where
+    the passages of the centroids are on the host.
     """
     count = len(queries)
     if count == 1:
@@ -74,7 +74,7 @@ def _near(stored: residency.Stored, scores: Tensor, ncells: int) -> Tensor:
     """Return which passages are near each query, ``[A, passages]`` bool."""
     passages, offsets = stored.cells
     total = len(stored.offsets) - 1
-    if passages.device == scores.device:
+    if passages.device == stored.device:
         return near_documents(scores, passages, offsets, ncells=ncells, document_count=total)
     rows, owners = listed_near(scores, offsets, ncells)
     is_near = scores.new_zeros((len(scores), total), dtype=torch.bool)

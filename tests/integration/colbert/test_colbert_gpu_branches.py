@@ -46,11 +46,10 @@ def test_candidates_from_lists_on_the_host(queries: int, ncells: int) -> None:
     listed = torch.randint(0, 50, (int(cells[-1]),), dtype=torch.int32)
     asked, centroids = torch.randn(queries, 5, 16), torch.randn(20, 16)
     found = []
-    # to torch this is another device than the one that everything is on
+    # to torch the second is another device than the one that everything is on
     for where in (torch.device("cpu"), torch.device("cpu", 0)):
-        there = asked.to(where), centroids.to(where), torch.arange(51).to(where), cells.to(where)
-        stored = Stored((), where, listed, listed, there[2], Ragged(listed, there[3]), "")
-        found.append(candidates.of_queries(stored, there[1], there[0], ncells))
+        stored = Stored((), where, listed, listed, torch.arange(51), Ragged(listed, cells), "")
+        found.append(candidates.of_queries(stored, centroids, asked, ncells))
     for mine, other in zip(*found, strict=True):
         assert torch.equal(mine, other)
     expected = []
