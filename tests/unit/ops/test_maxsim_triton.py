@@ -27,7 +27,7 @@ MATRIX = "layouts_and_rules or odd_shapes"
         ("maxsim_triton_cases.py", f"not ({MATRIX})", 50),
         ("smooth_maxsim_triton_cases.py", "", 40),
         ("kmeans_triton_cases.py", "", 90),
-        ("codec_triton_cases.py", "", 120),
+        ("codec_triton_cases.py", "", 90),
         ("stored_triton_cases.py", "", 120),
     ],
     ids=["matrix", "rest", "smooth", "kmeans", "codec", "stored"],
