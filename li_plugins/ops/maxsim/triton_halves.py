@@ -8,8 +8,6 @@ four products of two such numbers make up fp32's precision; the fourth is below 
 * operations of a product: three times those of one in fp16.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

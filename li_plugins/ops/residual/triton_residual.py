@@ -69,7 +69,7 @@ def decode(
     weights = stored_weights(residual_rows, bucket_weights, tables, DIM, NBITS, BLOCK_D, IN_WORDS, IN_PAIRS, INTERPRET)
     rows = centers + weights
     if DIM < BLOCK_D:
-        rows = tl.where((dims < DIM)[None, :], rows, 0.0)
+        rows = tl.where((dims < DIM)[None, :], rows, 0.0).to(rows.dtype)
     return _divided(rows, least_norm) if NORMALIZED else rows
 
 
