@@ -145,13 +145,15 @@ def concatenated(texts: Sequence[Tensor], device: Any = None) -> Ragged:
 def _moved(texts: list[Tensor], length: int, device: Any) -> Tensor:
     """Return texts one after the other, on ``device`` unless ``None``."""
     first = texts[0]
-    is_tracked = torch.is_grad_enabled() and any(text.requires_grad for text in texts)
+    is_tracked = _compat.a_transform_is_active() or (
+        torch.is_grad_enabled() and any(text.requires_grad for text in texts)
+    )
     if device is None or is_tracked or first.device.type != "cpu" or torch.device(device).type != "cuda":
         tokens = torch.cat(texts)
         return tokens if device is None else tokens.to(device)
     # Torch keeps pinned memory for the next time: no page is mapped anew, and the GPU fetches it while the next texts
     # are put together.
-    staged = torch.empty((length, first.shape[1]), dtype=first.dtype, pin_memory=True)
+    staged = torch.empty((length, first.shape[1]), dtype=first.dtype, device="cpu", pin_memory=True)
     return torch.cat(texts, out=staged).to(device, non_blocking=True)
 
 

@@ -31,7 +31,7 @@ def li_plugins_adapters() -> list[Adapter]:
         Adapter(
             "colbert",
             requires="colbert-ai>=0.2.21,<0.2.23",
-            summary="nothing to compile, k-means without faiss, streamed codec, fused scores, loss and search",
+            summary="colbert-ai: nothing to compile, no faiss, streamed codec, fused scores, loss and search",
             targets=[
                 _target(
                     "colbert.modeling.colbert:ColBERT.try_load_torch_extensions",

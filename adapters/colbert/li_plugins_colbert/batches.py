@@ -39,7 +39,7 @@ def search_all_q(
             progress.update(len(some))
     data = {
         qid: list(zip(pids, range(1, k + 1), scores, strict=False))
-        for qid, (pids, scores) in zip(qids, rankings, strict=True)
+        for qid, (pids, scores) in zip(qids, rankings, strict=False)  # as there: rows of Q beyond the queries are left
     }
     provenance = searcher.Provenance()
     provenance.source = "Searcher::search_all"

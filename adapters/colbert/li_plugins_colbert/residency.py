@@ -69,7 +69,9 @@ class Stored(NamedTuple):
         if part.device == self.device:
             return part.index_select(0, rows)
         on_host = rows.cpu()
-        gathered = torch.empty((len(on_host), *part.shape[1:]), dtype=part.dtype, pin_memory=self.device.type == "cuda")
+        gathered = torch.empty(
+            (len(on_host), *part.shape[1:]), dtype=part.dtype, device="cpu", pin_memory=self.device.type == "cuda"
+        )
         torch.index_select(part, 0, on_host, out=gathered)
         return gathered.to(self.device, non_blocking=True)
 
@@ -109,8 +111,11 @@ def _placed(sources: tuple[Tensor, ...], device: torch.device, known: Stored | N
         there = before.get(id(part), part)
         fits = there.device == device or part.nbytes <= room
         if fits and there.device != device:
-            there = part.to(device)
-            room -= part.nbytes
+            try:
+                there = part.to(device)
+                room -= part.nbytes
+            except torch.OutOfMemoryError:  # somebody took what was free, or it is in pieces: the host has it as well
+                fits, room = False, 0
         placed.append(there if fits else part)
         size = f"{_mebibytes(part.nbytes)} of {name}"
         said.append(f"{size} on {device}" if fits else f"{size} in the host's memory: {_mebibytes(room)} are left")

@@ -56,7 +56,7 @@ def test_embeddings(width, dtype, nbits):
 
 
 @pytest.mark.parametrize("nbits", NBITS)
-def test_embeddings_in_several_steps(nbits):
+def test_embeddings_of_many_rows(nbits):
     for normalized in (True, False):
         check_decompress(stored(300_001, 2_000, 128, nbits, FP16, normalized))
 

@@ -176,7 +176,7 @@ def test_elements_beyond_2_to_31():
     assert torch.equal(CODE.forward(behind), CODE.forward(near))
 
 
-def test_the_public_functions_run_triton_and_wait_for_nothing():
+def test_the_public_functions_run_triton_and_wait_for_nothing(decoded_once):
     problem = random_residual(LENGTHS, queries=1, query_length=32, dim=128, pairs=200, centroids=2**10)
     scores = random_code(LENGTHS, queries=1, pairs=200, kept=0.5, centroids=2**10)
     dispatch.reset()
@@ -230,7 +230,7 @@ def test_the_scratch_of_many_queries_is_bounded(decoded_once):
 
 
 @pytest.mark.parametrize(("lengths", "queries"), [(LENGTHS, 1), (MANY, 32)], ids=["one", "many"])
-def test_a_launch_can_be_captured_and_replayed(lengths, queries):
+def test_a_launch_can_be_captured_and_replayed(lengths, queries, decoded_once):
     problem = random_residual(lengths, queries=queries, query_length=32, dim=128, centroids=2**10)
     expected = called(problem)
     graph = torch.cuda.CUDAGraph()
