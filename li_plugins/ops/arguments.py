@@ -157,6 +157,13 @@ def _moved(texts: list[Tensor], length: int, device: Any) -> Tensor:
     return torch.cat(texts, out=staged).to(device, non_blocking=True)
 
 
+def unlike_positive(name: str, value: Any) -> Decline | None:
+    """Decline what is no positive integer, a compiler's symbol for one included."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)) or value <= 0:
+        return Decline(f"{name} is {value!r}: needs a positive int")
+    return None
+
+
 def unlike(side: str, texts: Sequence[Any]) -> Decline | None:
     """Decline texts that are not all ``[length, d]`` of one ``d``, dtype and device; at least one text."""
     width = dtype = device = None

@@ -15,12 +15,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("li_plugins.ops")
 
 
-_HALF_AND_SINGLE = ("float16", "bfloat16", "float32")
-
-
-def _triton(op: str, load: str) -> Kernel:
+def _triton(op: str, load: str, *, grad: bool = False) -> Kernel:
     """Return the row of an operation's Triton kernels, which go before plain torch."""
-    return Kernel(op, "triton", load, ("cuda",), _HALF_AND_SINGLE, arch=(80, 129), grad=False, priority=100)
+    floats = ("float16", "bfloat16", "float32")
+    return Kernel(op, "triton", load, ("cuda",), floats, arch=(80, 129), grad=grad, priority=100)
 
 
 def _plain(op: str, load: str, *, blocked: str = "blocked", grad: bool = False) -> tuple[Kernel, Kernel]:
@@ -33,25 +31,9 @@ def _plain(op: str, load: str, *, blocked: str = "blocked", grad: bool = False) 
 
 
 BUILTIN = (
-    Kernel(
-        op="maxsim",
-        name="triton",
-        load="li_plugins.ops.maxsim.triton_kernel:KERNEL",
-        devices=("cuda",),
-        dtypes=("float16", "bfloat16", "float32"),
-        arch=(80, 129),
-        priority=100,
-    ),
+    _triton("maxsim", "li_plugins.ops.maxsim.triton_kernel:KERNEL", grad=True),
     *_plain("maxsim", "li_plugins.ops.maxsim.{}:KERNEL", blocked="cpu", grad=True),
-    Kernel(
-        op="smooth_maxsim",
-        name="triton",
-        load="li_plugins.ops.smooth_maxsim.triton_kernel:KERNEL",
-        devices=("cuda",),
-        dtypes=("float16", "bfloat16", "float32"),
-        arch=(80, 129),
-        priority=100,
-    ),
+    _triton("smooth_maxsim", "li_plugins.ops.smooth_maxsim.triton_kernel:KERNEL", grad=True),
     *_plain("smooth_maxsim", "li_plugins.ops.smooth_maxsim.{}:KERNEL", grad=True),
     *_plain("xtr_maxsim", "li_plugins.ops.xtr_maxsim.{}:KERNEL", grad=True),
     _triton("assign", "li_plugins.ops.kmeans.triton_kernel:ASSIGN"),

@@ -35,7 +35,9 @@ def explain_score(
 
 def _request(instance: Any, queries: Any, documents: Any, queries_mask: Any, documents_mask: Any) -> Request | Decline:
     k, chunk = getattr(instance, "k", None), getattr(instance, "document_chunk_size", None)
-    refusal = _unlike_an_int("k", k) or (chunk is not None and _unlike_an_int("document_chunk_size", chunk))
+    refusal = arguments.unlike_positive("k", k) or (
+        chunk is not None and arguments.unlike_positive("document_chunk_size", chunk)
+    )
     if refusal:
         return refusal
     if type(documents) not in arguments.PLAIN_TENSORS or documents.ndim != 4:
@@ -71,9 +73,3 @@ def _request(instance: Any, queries: Any, documents: Any, queries_mask: Any, doc
         "mask_rule": MaskRule.FILL(torch.finfo(queries.dtype).min),
         "out_dtype": torch.float32,
     }
-
-
-def _unlike_an_int(name: str, value: Any) -> Decline | None:
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)) or value <= 0:
-        return Decline(f"{name} is {value!r}: needs a positive int")
-    return None

@@ -16,18 +16,17 @@ _MAXSIM_PAIRWISE = {"6.0.0 - 6.2.0": "b058b8db"}
 
 # What the replacements call, in every release alike.
 _FILL = {f"{_SIMILARITY}:_fill_empty_document_scores": ["aaaa20f4"]}
+_CONVERTED = {
+    f"{_SIMILARITY}:_zero_row_mask": ["67876270"],
+    "sentence_transformers.util.tensor:_convert_to_tensor": ["04dc60f5", "171fc4e3"],
+}
 _READ = {
+    **_CONVERTED,
     f"{_SIMILARITY}:_batch_singular_input": ["e2fa0e28"],
     f"{_SIMILARITY}:_embeddings_device": ["e5f459a0"],
     f"{_SIMILARITY}:_query_token_counts": ["aa834241"],
-    f"{_SIMILARITY}:_zero_row_mask": ["67876270"],
-    "sentence_transformers.util.tensor:_convert_to_tensor": ["04dc60f5", "171fc4e3"],
 }
-_RETRIEVAL = {
-    **_FILL,
-    f"{_SIMILARITY}:_zero_row_mask": ["67876270"],
-    "sentence_transformers.util.tensor:_convert_to_tensor": ["04dc60f5", "171fc4e3"],
-}
+_RETRIEVAL = {**_FILL, **_CONVERTED}
 
 
 @hookimpl

@@ -106,8 +106,9 @@ def _request(
     *,
     document_rank: int,
 ) -> Request | Decline:
-    if isinstance(top_k, bool) or not isinstance(top_k, (int, torch.SymInt)) or top_k <= 0:
-        return Decline(f"top_k is {top_k!r}: needs a positive int")
+    refusal = arguments.unlike_positive("top_k", top_k)
+    if refusal:
+        return refusal
     if chunk_elements is not None and not isinstance(chunk_elements, (int, torch.SymInt)):
         return Decline(f"chunk_elements is {chunk_elements!r}: needs an int")
     queries, documents = _floating(queries), _floating(documents)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from li_plugins.api import Support
 from li_plugins.ops.codec import bits
+from li_plugins.ops.codec.norms import LEAST_NORMS
 from li_plugins.ops.codec.problem import BinarizeProblem, CompressProblem, DecompressProblem
 from li_plugins.ops.codec.triton_pack import pack_buckets
 from li_plugins.ops.codec.triton_unpack import unpack_rows
@@ -24,9 +25,6 @@ WIDEST = 2**14
 
 ELEMENTS = 2**12
 """Elements that a program packs or unpacks."""
-
-SMALLEST_NORM = 1e-12
-"""By which ``torch.nn.functional.normalize`` divides at least, once it is rounded to the dtype."""
 
 _NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
@@ -100,7 +98,7 @@ class Decompress:
                 ),
                 (residuals.stride(0), centroids.stride(0)),
                 (count,),
-                (torch.tensor(SMALLEST_NORM, dtype=dtype).item(),),
+                (LEAST_NORMS[dtype],),
                 (width, per_byte, lines, octets, problem.normalized, _NAMES[dtype], INTERPRETED),
                 Options(8 if octets * per_byte > ELEMENTS else 4, 1),
             )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from li_plugins.api import Support
+from li_plugins.ops.codec.norms import LEAST_NORMS
 from li_plugins.ops.launch import Launcher
 from li_plugins.ops.maxsim.triton_arguments import INTERPRETED, card_of, plain, precision, query_strides, rows, stored
 from li_plugins.ops.maxsim.triton_device import on, support
@@ -18,9 +19,6 @@ from li_plugins.ops.residual.problem import CodeProblem, ResidualProblem
 from li_plugins.ops.residual.triton_code import code_maxsim_forward
 from li_plugins.ops.residual.triton_many import residual_maxsim_many
 from li_plugins.ops.residual.triton_residual import residual_maxsim_forward
-
-LEAST_NORMS = {torch.float16: 0.0, torch.bfloat16: 1.0018652574217413e-12, torch.float32: 9.999999960041972e-13}
-"""What norms are at least, by the dtype of the rows: the 1e-12 of torch's ``normalize`` in that dtype."""
 
 DECODES_ONCE = False
 """Whether documents are decoded once for several tiles of queries, by ``triton_many``.

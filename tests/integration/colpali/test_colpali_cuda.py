@@ -16,6 +16,7 @@ from torch import Tensor
 
 import li_plugins
 from li_plugins.testing.parity import assert_parity
+from li_plugins.testing.waiting import waits_for_nothing
 
 DEVICE = "cuda"
 HALVES = [torch.float32, torch.bfloat16, torch.float16]
@@ -123,11 +124,8 @@ def test_a_step_that_waits_for_nothing(name: str, monkeypatch: pytest.MonkeyPatc
     leaves = [tensor.to(DEVICE).requires_grad_() for tensor in arguments(name)]
     loss(*leaves).backward()  # what compiles and is pinned once
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waits_for_nothing():
         loss(*leaves).backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("dtype", HALVES)

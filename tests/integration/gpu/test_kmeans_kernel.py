@@ -7,11 +7,11 @@ import torch
 from kmeans_triton_cases import ASSIGN, DTYPES, SUMS, by_name, check_assign, check_sums
 from torch import Tensor
 from torch.nn.functional import normalize
-from waiting import waits_for_nothing
 
 from li_plugins.ops import assign, cluster_sums, dispatch, kmeans
 from li_plugins.ops.kmeans import blocked
 from li_plugins.ops.kmeans.problem import AssignProblem, SumsProblem
+from li_plugins.testing.waiting import waits_for_nothing
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from waiting import waits_for_nothing
 
 from li_plugins.ops import cosine_maxsim, dispatch, maxsim, maxsim_packed
 from li_plugins.ops.maxsim import autograd
 from li_plugins.ops.maxsim.triton_kernel import KERNEL
 from li_plugins.testing.maxsim_cases import LAYOUTS, RULES, check_kernel, random_problem
+from li_plugins.testing.waiting import waits_for_nothing
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -16,10 +16,10 @@ from stored_triton_cases import (
     random_residual,
     tuning,
 )
-from waiting import waits_for_nothing
 
 from li_plugins.ops import code_maxsim, decompress, dispatch, explain_residual_maxsim, maxsim_packed, residual_maxsim
 from li_plugins.ops.residual.problem import ResidualProblem
+from li_plugins.testing.waiting import waits_for_nothing
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
