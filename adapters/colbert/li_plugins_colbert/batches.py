@@ -24,7 +24,7 @@ def search_all_q(
     self: Any, queries: Any, Q: Tensor, k: int, filter_fn: Any = None, qid_to_pids: Any = None
 ) -> Any | Decline:
     """Return the ranking of the best ``k`` passages of each of ``Q [A, Lq, dim]``, by the ids of ``queries``."""
-    refusal = _one_by_one(self, Q, filter_fn, qid_to_pids)
+    refusal = _one_by_one(self, queries, Q, filter_fn, qid_to_pids)
     if refusal:
         return refusal
     qids = list(queries.keys())
@@ -39,7 +39,7 @@ def search_all_q(
             progress.update(len(some))
     data = {
         qid: list(zip(pids, range(1, k + 1), scores, strict=False))
-        for qid, (pids, scores) in zip(qids, rankings, strict=False)  # as there: rows of Q beyond the queries are left
+        for qid, (pids, scores) in zip(qids, rankings, strict=True)
     }
     provenance = searcher.Provenance()
     provenance.source = "Searcher::search_all"
@@ -53,7 +53,7 @@ def explain_search_all_q(
     self: Any, queries: Any, Q: Tensor, k: int, filter_fn: Any = None, qid_to_pids: Any = None
 ) -> object:
     """Say how many queries would be searched together, or why colbert-ai would search one after the other."""
-    refusal = _one_by_one(self, Q, filter_fn, qid_to_pids)
+    refusal = _one_by_one(self, queries, Q, filter_fn, qid_to_pids)
     return refusal or f"{_together(self.ranker, Q)} of {len(Q)} queries together; {residency.of(self.ranker).why}"
 
 
@@ -88,7 +88,7 @@ def _together(ranker: Any, queries: Tensor) -> int:
     return max(1, min(MOST_QUERIES, MOST_BYTES // max(1, each)))
 
 
-def _one_by_one(made: Any, queries: Any, filter_fn: Any, qid_to_pids: Any) -> Decline | None:
+def _one_by_one(made: Any, asked: Any, queries: Any, filter_fn: Any, qid_to_pids: Any) -> Decline | None:
     if not isinstance(made, searcher.Searcher):
         return Decline(f"called on {type(made).__name__}, which is no Searcher")
     ranker = made.ranker
@@ -98,6 +98,8 @@ def _one_by_one(made: Any, queries: Any, filter_fn: Any, qid_to_pids: Any) -> De
         return Decline("a filter, or passages that are given: each query has its own")
     if type(queries) is not Tensor or queries.dim() != 3 or len(queries) < 2:
         return Decline("Q is no tensor of several queries [A, Lq, dim]")
+    if len(queries) != len(asked.keys()):
+        return Decline(f"Q has {len(queries)} rows for {len(asked.keys())} queries: colbert-ai has its own answer")
     for owner, names in zip((made, ranker), STEPS.values(), strict=True):
         for name in names:
             refusal = arguments.foreign(getattr(owner, name), name, "colbert")
