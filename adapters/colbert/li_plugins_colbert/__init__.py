@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from typing import Any
 
 from li_plugins.api import Adapter, Target, hookimpl
 
@@ -145,3 +147,11 @@ def li_plugins_adapters() -> list[Adapter]:
             ],
         )
     ]
+
+
+@hookimpl
+def li_plugins_restored(record: Any) -> None:
+    """Give back the memory of indexes on a GPU with the functions that search them there."""
+    residency = sys.modules.get("li_plugins_colbert.residency")
+    if residency is not None and record.adapter == "colbert":
+        residency.forget()

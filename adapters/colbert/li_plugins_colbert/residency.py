@@ -9,6 +9,7 @@ host, and of that each query copies the rows that it asks for, none padded.
 from __future__ import annotations
 
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from li_plugins.ops.spans import rows_of
 
 KEPT = "_li_plugins_stored"
 """Where a scorer has what was decided for its index."""
+_holders: WeakSet[Any] = WeakSet()
+"""The scorers that have something."""
 SPARED = 8
 """One part in so many of what is free is left to the model, to candidates and to everybody else."""
 
@@ -82,9 +85,21 @@ def of(scorer: Any) -> Stored:
     sources = _sources(scorer)
     if known is not None and all(old is new for old, new in zip(known.sources, sources, strict=True)):
         return known
-    found = _placed(sources, scorer.codec.centroids.device, known)
+    kept = {} if known is None else _kept(known, sources)
+    # what changed is let go before there is a look at how much room its successor has
+    known = None
+    setattr(scorer, KEPT, None)
+    found = _placed(sources, scorer.codec.centroids.device, kept)
     setattr(scorer, KEPT, found)
+    _holders.add(scorer)
     return found
+
+
+def forget() -> None:
+    """Let go of what was placed; a scorer that searches again places its index again."""
+    for scorer in list(_holders):
+        setattr(scorer, KEPT, None)
+    _holders.clear()
 
 
 def free_bytes(device: torch.device) -> int:
@@ -98,17 +113,21 @@ def _sources(scorer: Any) -> tuple[Tensor, ...]:
     return stored.codes, stored.residuals, scorer.doclens, cells.tensor, cells.lengths
 
 
-def _placed(sources: tuple[Tensor, ...], device: torch.device, known: Stored | None) -> Stored:
+def _kept(known: Stored, sources: tuple[Tensor, ...]) -> dict[int, Tensor]:
+    """Return, by its source, where each part lies that an update left alone."""
+    codes, residuals, _, passages, _ = known.sources
+    parts = ((codes, known.codes), (residuals, known.residuals), (passages, known.cells.values))
+    return {id(old): part for old, part in parts if any(old is new for new in sources)}
+
+
+def _placed(sources: tuple[Tensor, ...], device: torch.device, kept: dict[int, Tensor]) -> Stored:
     codes, residuals, doclens, passages, counts = sources
-    # what an update left alone stays where it is
-    parts = () if known is None else (known.codes, known.residuals, known.sources[2], known.cells.values)
-    before = {} if known is None else dict(zip(map(id, known.sources), parts, strict=False))
     offsets, begins = _offsets(doclens).to(device), _offsets(counts).to(device)
     room = free_bytes(device)
     room -= room // SPARED
     said, placed = [], []
     for name, part in (("codes", codes), ("passages of centroids", passages), ("residuals", residuals)):
-        there = before.get(id(part), part)
+        there = kept.get(id(part), part)
         fits = there.device == device or part.nbytes <= room
         if fits and there.device != device:
             try:

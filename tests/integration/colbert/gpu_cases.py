@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,31 @@ def test_an_index_that_changes_is_placed_anew(checkpoint: Path, tmp_path: Path) 
     said = str(li_plugins.explain(ranker.score_pids, CONFIG, torch.randn(1, 4, 64), torch.tensor([3, 5]), None))
     assert f"of codes on {placed.device}" in said
     assert "residual_maxsim" in said
+
+
+def test_what_changes_is_let_go_before_there_is_a_look_at_the_room(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = tiny_colbert.passages()
+    tiny_colbert.build(checkpoint, tmp_path, texts)
+    ranker = tiny_colbert.searcher(checkpoint, tmp_path, texts).ranker
+    old = weakref.ref(residency.of(ranker).offsets)
+    ranker.embeddings.codes = ranker.embeddings.codes.clone()
+    seen, free_bytes = [], residency.free_bytes
+    monkeypatch.setattr(residency, "free_bytes", lambda device: seen.append(old()) or free_bytes(device))
+    residency.of(ranker)
+    assert seen == [None]
+
+
+def test_nothing_stays_placed_when_the_originals_are_back(checkpoint: Path, tmp_path: Path) -> None:
+    texts = tiny_colbert.passages()
+    tiny_colbert.build(checkpoint, tmp_path, texts)
+    searcher = tiny_colbert.searcher(checkpoint, tmp_path, texts)
+    found = ranking(searcher, k=3)
+    assert getattr(searcher.ranker, residency.KEPT) is not None
+    with library():
+        assert getattr(searcher.ranker, residency.KEPT) is None
+    assert_same(ranking(searcher, k=3), found)
 
 
 def test_passages(checkpoint: Path, tmp_path: Path) -> None:
