@@ -14,7 +14,9 @@ from li_plugins_colbert import candidates, residency, stages
 from li_plugins_colbert.search import unsearched
 
 MOST_BYTES = 1 << 29
-"""How much memory the similarities of queries and centroids may take: what bounds how many queries go together."""
+"""How much memory the similarities of queries and centroids, and the candidates, may take: so many go together."""
+CANDIDATE_BYTES = 64
+"""A candidate's: where it lies and whose it is, looked up, sorted and made unique."""
 MOST_QUERIES = 64
 STEPS = {"searcher": ("dense_search",), "ranker": ("rank", "retrieve", "generate_candidates", "score_pids")}
 """What the library calls for each query."""
@@ -34,7 +36,7 @@ def search_all_q(
         pids, _, scores = self.dense_search(Q[:1], k)
         rankings.append((pids, scores))
         progress.update()
-        for some in Q[1:].split(_together(self.ranker, Q)):
+        for some in Q[1:].split(_together(self, Q)):
             rankings.extend(_ranked(self.ranker, self.config, some, k))
             progress.update(len(some))
     data = {
@@ -54,7 +56,7 @@ def explain_search_all_q(
 ) -> object:
     """Say how many queries would be searched together, or why colbert-ai would search one after the other."""
     refusal = _one_by_one(self, queries, Q, filter_fn, qid_to_pids)
-    return refusal or f"{_together(self.ranker, Q)} of {len(Q)} queries together; {residency.of(self.ranker).why}"
+    return refusal or f"{_together(self, Q)} of {len(Q)} queries together; {residency.of(self.ranker).why}"
 
 
 def _ranked(ranker: Any, config: Any, queries: Tensor, k: int) -> list[tuple[list[int], list[float]]]:
@@ -82,10 +84,13 @@ def _ranked(ranker: Any, config: Any, queries: Tensor, k: int) -> list[tuple[lis
     return rankings
 
 
-def _together(ranker: Any, queries: Tensor) -> int:
+def _together(made: Any, queries: Tensor) -> int:
     """Return how many queries are searched at a time."""
-    each = len(ranker.codec.centroids) * queries.shape[1] * ranker.codec.centroids.element_size()
-    return max(1, min(MOST_QUERIES, MOST_BYTES // max(1, each)))
+    centroids, tokens = made.ranker.codec.centroids, queries.shape[1]
+    passages = len(residency.of(made.ranker).cells.values) / max(1, len(centroids))
+    candidates_of_one = (made.config.ncells or 1) * tokens * passages
+    each = len(centroids) * tokens * centroids.element_size() + CANDIDATE_BYTES * candidates_of_one
+    return max(1, min(MOST_QUERIES, int(MOST_BYTES // max(1, each))))
 
 
 def _one_by_one(made: Any, asked: Any, queries: Any, filter_fn: Any, qid_to_pids: Any) -> Decline | None:

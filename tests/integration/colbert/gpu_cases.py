@@ -12,7 +12,7 @@ import torch
 from colbert.infra import ColBERTConfig
 from colbert.modeling import colbert
 from gpu_codec_cases import ULP, library, unit
-from li_plugins_colbert import residency
+from li_plugins_colbert import batches, candidates, residency
 from torch import Tensor
 
 import li_plugins
@@ -205,6 +205,27 @@ def test_queries_together(checkpoint: Path, tmp_path: Path, ncells: int, li_plug
     mine, their = (vars(rankings.provenance()) for rankings in (found, theirs))
     assert mine.keys() == their.keys()
     assert (mine["source"], mine["config"]) == (their["source"], their["config"])
+
+
+def test_candidates_bound_how_many_queries_go_together(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = tiny_colbert.passages()
+    tiny_colbert.build(checkpoint, tmp_path, texts)
+    searcher = tiny_colbert.searcher(checkpoint, tmp_path, texts, ncells=2)
+    queries = dict(enumerate(QUERIES * 2))
+    together, of_queries = [], candidates.of_queries
+    monkeypatch.setattr(candidates, "of_queries", lambda *given: together.append(len(given[2])) or of_queries(*given))
+    found = searcher.search_all(queries, k=4)
+    assert together == [1, len(queries) - 1]
+    together.clear()
+    centroids, passages = searcher.ranker.codec.centroids, residency.of(searcher.ranker).cells.values
+    tokens = searcher.encode(QUERIES).shape[1]
+    similarities = len(centroids) * tokens * centroids.element_size()
+    found_by_one = tokens * 2 * len(passages) / len(centroids)
+    monkeypatch.setattr(batches, "MOST_BYTES", 2.5 * (similarities + batches.CANDIDATE_BYTES * found_by_one))
+    assert searcher.search_all(queries, k=4).data == found.data
+    assert together == [1, *[2] * ((len(queries) - 1) // 2), *[1] * ((len(queries) - 1) % 2)]
 
 
 @pytest.mark.allow_fallback(reason="a filter is called for each query, and passages that are given are its own")
