@@ -130,7 +130,12 @@ def _pack(
     )
 
 
-@lru_cache
 def _buckets_of_bytes(nbits: int, device: torch.device) -> Tensor:
-    """Return which bucket each dimension of a byte has, ``[256, 8 // nbits]``; the same tensor on every call."""
-    return bits.buckets_of_bytes(nbits, device)
+    """Return which bucket each dimension of a byte has, ``[256, 8 // nbits]``."""
+    # what a CUDA graph computes is its own: nothing is there before it is replayed
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return bits.buckets_of_bytes(nbits, device)
+    return _known_buckets_of_bytes(nbits, device)
+
+
+_known_buckets_of_bytes = lru_cache(bits.buckets_of_bytes)

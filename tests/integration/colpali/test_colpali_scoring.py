@@ -97,7 +97,7 @@ def test_gradients_flow() -> None:
             torch.testing.assert_close(mine, theirs)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.integers(1, 6), min_size=1, max_size=5),
     st.lists(st.integers(0, 12), min_size=1, max_size=8).filter(any),

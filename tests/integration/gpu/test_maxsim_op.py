@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from li_plugins.ops import cosine_maxsim, dispatch, maxsim, maxsim_packed
@@ -161,7 +161,7 @@ def test_without_gradients(guard):
     assert torch.equal(scores, maxsim(queries, documents).detach())
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_random_problems(data):
     layout = data.draw(st.sampled_from(LAYOUTS))

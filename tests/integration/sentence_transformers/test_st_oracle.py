@@ -71,7 +71,7 @@ def problems(draw: st.DrawFn, *, may_tie: bool = True) -> tuple[Tensor, Tensor, 
     return queries.to(dtype), weights.to(dtype), documents.to(dtype), mask
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(problems())
 def test_padded_batches(problem: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     queries, weights, documents, mask = problem
@@ -88,7 +88,7 @@ def test_padded_batches(problem: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
         right(function(*arguments), call_unpatched(function, *arguments), expected, size)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(problems(), st.integers(1, 3000))
 def test_ragged_lists(problem: tuple[Tensor, Tensor, Tensor, Tensor], budget: int) -> None:
     queries, weights, documents, mask = problem
@@ -109,7 +109,7 @@ def test_ragged_lists(problem: tuple[Tensor, Tensor, Tensor, Tensor], budget: in
         right(ours, call_unpatched(similarity.maxsim_pairwise, *pairs), truth[:count, :count].diagonal(), size)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(problems(may_tie=False))
 def test_gradients(problem: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     """In float64, where rounding decides no maximum: products of equal tokens may differ in the last bit."""

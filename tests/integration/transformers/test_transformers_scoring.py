@@ -81,7 +81,7 @@ def test_tensors_and_lists_in_any_mixture() -> None:
     assert torch.equal(both, assert_same(queries, list(passages)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.integers(1, 6), min_size=1, max_size=5),
     st.lists(st.integers(1, 12), min_size=1, max_size=8),

@@ -106,7 +106,7 @@ def test_the_order_of_bits(nbits: int) -> None:
             assert table[byte, place] == int(f"{field:0{nbits}b}"[::-1], 2)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(
     nbits=st.sampled_from(NBITS),
     octets=st.integers(1, 5),

@@ -58,7 +58,7 @@ def test_the_distance_follows_from_what_is_returned() -> None:
     torch.testing.assert_close((rows.square().sum(1) - 2 * best).sqrt(), distances.amin(1))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(
     rows=st.integers(0, 20),
     centroids=st.integers(1, 20),

@@ -78,7 +78,7 @@ def test_empty_dimensions(layout: str, rule: MaskRule) -> None:
         compare(*drawn.arguments(layout, rule, seed, EMPTY))
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(
     layout=st.sampled_from(drawn.LAYOUTS),
     rule=st.sampled_from(obvious.RULES),

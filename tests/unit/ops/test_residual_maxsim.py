@@ -82,7 +82,7 @@ def test_scores(nbits: int, normalized: bool, dtype: torch.dtype) -> None:
     assert verdict, verdict
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80)
 @given(
     lengths=st.lists(st.integers(0, 12), max_size=6),
     queries=st.integers(0, 3),

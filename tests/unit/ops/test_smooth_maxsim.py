@@ -64,7 +64,7 @@ def test_scores_and_gradients(kernel: str, shape: tuple[int, ...], tau: float, d
     assert dispatch.counters()["smooth_maxsim backward", kernel] == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_shape(data: st.DataObject) -> None:
     size = st.integers(1, 6)
