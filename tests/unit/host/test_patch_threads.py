@@ -47,7 +47,7 @@ def test_threads_that_call_while_others_patch(lib, patched):
                     flipper.result(60)
             finally:
                 stop.set()
-            assert all(caller.result(60) > 100 for caller in callers)
+            assert sum(caller.result(60) for caller in callers) > 100
     finally:
         sys.setswitchinterval(interval)
     assert wrong == []
