@@ -318,6 +318,8 @@ def maxsim_forward(
 
         if winners is not None:
             winner = tl.min(tl.where(best == value[:, None], where_best, _FAR), axis=1)
+            # of a token that is repeated, any copy may win: two columns of a product need not be rounded alike
+            winner = tl.minimum(winner, end - 1)
             winner = tl.where(value == float("-inf"), first_kept, winner)
             has_nan |= (live & (value != value)).to(tl.int32)
             if document_mask is not None and RULE != "EXCLUDE":
