@@ -28,9 +28,10 @@ def is_compile_failure(error: BaseException) -> bool:
 
 def torch_is_compiling() -> bool:
     """Tell whether torch.compile or torch.export is tracing this call."""
-    from torch.compiler import is_compiling
+    return torch.compiler.is_compiling()
 
-    return is_compiling()
+
+_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
 def nobody_looks_at_ops(*tensors: object) -> bool:
@@ -38,7 +39,7 @@ def nobody_looks_at_ops(*tensors: object) -> bool:
     if torch_is_compiling():
         return False
     return (
-        all(type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in tensors)
+        _PLAIN.issuperset(map(type, tensors))
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and not torch._C._is_tracing()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import or_
 from typing import Any, NamedTuple
 
 import torch
@@ -49,25 +51,13 @@ class Launcher:
         if not self._is_direct:
             self._through_triton(grid, (*tensors, *strides, *sizes, *floats, *constants), options)
             return
-        pointers: list[int | None] = []
-        misfit = 0
-        form: list[Any] = [constants, options]
-        for tensor in tensors:
-            if tensor is None:
-                pointers.append(None)
-                form.append(None)
-            else:
-                pointer = tensor.data_ptr()
-                misfit |= pointer
-                pointers.append(pointer)
-                form.append(tensor.dtype)
-        for stride in strides:
-            misfit |= stride
+        pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+        misfit = reduce(or_, filter(None, (*pointers, *strides)), 0)
         if misfit & 15 or max(strides + sizes, default=0) >= 2**31:
             self._through_triton(grid, (*tensors, *strides, *sizes, *floats, *constants), options)
             return
-        form.append(torch.cuda.current_device())
-        key = tuple(form)
+        dtypes = [None if tensor is None else tensor.dtype for tensor in tensors]
+        key = (constants, options, torch.cuda.current_device(), *dtypes)
         compiled = self._compiled.get(key)
         if compiled is None:
             arguments = (*tensors, *strides, *sizes, *floats, *constants)

@@ -16,7 +16,7 @@ from li_plugins.ops.codec.triton_unpack import unpack_rows
 from li_plugins.ops.kmeans.problem import AssignProblem
 from li_plugins.ops.kmeans.triton_kernel import ASSIGN
 from li_plugins.ops.launch import Launcher, Options
-from li_plugins.ops.maxsim.triton_arguments import INTERPRETED, rows, stored
+from li_plugins.ops.maxsim.triton_arguments import INTERPRETED, rounded, rows, stored
 from li_plugins.ops.maxsim.triton_device import on, support
 from li_plugins.ops.maxsim.tuning_sizes import power_of_two
 
@@ -82,7 +82,7 @@ class Decompress:
         dtype, (count, width) = centroids.dtype, problem.scores_shape
         embeddings = centroids.new_empty(problem.scores_shape, dtype=stored(dtype))
         if not embeddings.numel():
-            return embeddings.to(dtype)
+            return rounded(embeddings, dtype)
         per_byte = 8 // problem.nbits
         octets = power_of_two(width // per_byte)
         lines = max(1, ELEMENTS // (octets * per_byte))
@@ -102,7 +102,7 @@ class Decompress:
                 (width, per_byte, lines, octets, problem.normalized, _NAMES[dtype], INTERPRETED),
                 Options(8 if octets * per_byte > ELEMENTS else 4, 1),
             )
-        return embeddings.to(dtype)
+        return rounded(embeddings, dtype)
 
 
 BINARIZE, COMPRESS, DECOMPRESS = Binarize(), Compress(), Decompress()

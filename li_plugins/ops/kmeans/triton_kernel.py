@@ -109,7 +109,7 @@ def _assign(points: Tensor, centroids: Tensor, half_squares: Tensor | None, code
             blocks.NEAR,
             blocks.FAR,
             widen or INTERPRETED,
-            precision(),
+            precision(sizes.element_size),
             INTERPRETED,
         ),
         chosen.options._replace(num_stages=STAGES) if blocks.ROWS == 256 else chosen.options,

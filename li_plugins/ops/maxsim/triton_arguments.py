@@ -44,7 +44,7 @@ def sizes_of(problem: Problem) -> Sizes:
         1 if problem.pair_queries is not None else problem.scores_shape[-1],
         problem.max_document_length,
     )
-    return sizes._replace(is_halved=_is_halved(sizes, queries.device))
+    return sizes._replace(is_halved=True) if _is_halved(sizes, queries.device) else sizes
 
 
 def _is_halved(sizes: Sizes, device: torch.device) -> bool:
@@ -53,7 +53,7 @@ def _is_halved(sizes: Sizes, device: torch.device) -> bool:
         and sizes.layout == "CROSS"
         and sizes.width <= HALVED_WIDTH
         and sizes.queries * sizes.query_length >= HALVED_ROWS
-        and precision() == "bf16x6"
+        and precision(sizes.element_size) == "bf16x6"
         and device.type == "cuda"
         and card_of(device).capability == 90  # where it was measured what its products are cut by
     )
@@ -109,13 +109,20 @@ def stored(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if INTERPRETED and dtype is torch.bfloat16 else dtype
 
 
-def precision() -> str:
-    """Return how fp32 embeddings are multiplied; 16-bit embeddings ignore it.
+def rounded(memory: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what was stored in the dtype that is wanted."""
+    return memory if memory.dtype is dtype else memory.to(dtype)  # the call alone takes a microsecond
 
-    In TF32 if the user allowed it. Else as three bf16 numbers each, whose six largest products keep fp32's 24 bits, on
-    tensor cores (the forward of many query tokens on Hopper in halves, see ``triton_halves``); before triton 3.6, and
-    in its interpreter, in fp32 itself.
+
+def precision(element_size: int) -> str:
+    """Return how embeddings are multiplied whose elements have so many bytes: those of 2 as they are.
+
+    Those of 4 in TF32 if the user allowed it. Else as three bf16 numbers each, whose six largest products keep fp32's
+    24 bits, on tensor cores (the forward of many query tokens on Hopper in halves, see ``triton_halves``); before
+    triton 3.6, and in its interpreter, in fp32 itself.
     """
+    if element_size < 4:
+        return "ieee"
     if torch.backends.cuda.matmul.allow_tf32:
         return "tf32"
     return "bf16x6" if not INTERPRETED and _compat.multiplies_fp32_in_bf16_pieces() else "ieee"

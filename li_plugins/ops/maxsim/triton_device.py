@@ -12,6 +12,7 @@ from li_plugins.ops.described import Described
 from li_plugins.ops.maxsim.problem import Problem
 from li_plugins.ops.maxsim.triton_arguments import INTERPRETED
 
+_HERE: AbstractContextManager[Any] = nullcontext()
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -35,5 +36,5 @@ def support(problem: Problem | Described) -> Support:
 def on(device: torch.device) -> AbstractContextManager[Any]:
     """Return the guard that makes ``device`` current: Triton launches on the current one."""
     if device.type != "cuda" or device.index == torch.cuda.current_device():
-        return nullcontext()
+        return _HERE
     return torch.cuda.device(device)

@@ -16,6 +16,7 @@ from li_plugins.ops.maxsim.triton_arguments import (
     plain,
     precision,
     query_strides,
+    rounded,
     rows,
     sizes_of,
     stored,
@@ -79,7 +80,7 @@ def query_gradient(problem: Problem, grad_scores: Tensor, winners: Tensor) -> Te
             (sizes.layout, sizes.width, *blocks, INTERPRETED),
             options,
         )
-    return gradient.to(problem.queries.dtype)
+    return rounded(gradient, problem.queries.dtype)
 
 
 def document_gradient(problem: Problem, grad_scores: Tensor, winners: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ def document_gradient(problem: Problem, grad_scores: Tensor, winners: Tensor) ->
             _by_product(problem, sizes, grad_scores, winners, gradient)
         else:
             _by_sorting(problem, sizes, sorting, grad_scores, winners, gradient)
-    return gradient.to(problem.documents.dtype)
+    return rounded(gradient, problem.documents.dtype)
 
 
 def _by_product(problem: Problem, sizes: Sizes, grad_scores: Tensor, winners: Tensor, gradient: Tensor) -> None:
@@ -104,7 +105,7 @@ def _by_product(problem: Problem, sizes: Sizes, grad_scores: Tensor, winners: Te
     *blocks, options = chosen = tuning.document_gradient(sizes)
     programs = document_count * -(-sizes.document_length // chosen.BLOCK_N) * -(-sizes.width // chosen.BLOCK_D)
     order, segments = _visiting_order(problem.pair_documents, document_count)
-    exact_weights, product_precision = _weights_in_product(problem)
+    exact = _are_exact_in_16_bits(problem.query_weights)
     _launch_document_gradient(
         (programs, 1, 1),
         (
@@ -124,7 +125,7 @@ def _by_product(problem: Problem, sizes: Sizes, grad_scores: Tensor, winners: Te
         query_strides(queries),
         (query_count, grad_scores.shape[-1], problem.max_query_length, problem.max_document_length),
         (),
-        (sizes.layout, sizes.width, *blocks, exact_weights, product_precision, INTERPRETED),
+        (sizes.layout, sizes.width, *blocks, exact, precision(sizes.element_size), INTERPRETED),
         options,
     )
 
@@ -133,9 +134,9 @@ def _of_chosen(problem: Problem, sizes: Sizes, grad_scores: Tensor, winners: Ten
     queries = rows(problem.queries)
     _, document_count = counts(problem)
     *_, options = chosen = tuning.document_gradient(sizes)
-    exact_weights, product_precision = _weights_in_product(problem)
+    exact = _are_exact_in_16_bits(problem.query_weights)
     blocks = -(-sizes.query_length // chosen.QUERY_TOKENS) * -(-sizes.width // chosen.BLOCK_D)
-    cut = (sizes.width, chosen.QUERY_TOKENS, chosen.BLOCK_D, exact_weights, product_precision, INTERPRETED)
+    cut = (sizes.width, chosen.QUERY_TOKENS, chosen.BLOCK_D, exact, precision(sizes.element_size), INTERPRETED)
     if blocks:
         _launch_candidate_gradient(
             (document_count * blocks, 1, 1),
@@ -155,13 +156,8 @@ def _of_chosen(problem: Problem, sizes: Sizes, grad_scores: Tensor, winners: Ten
         )
 
 
-def _weights_in_product(problem: Problem) -> tuple[bool, str]:
-    """Return whether the query weights are exact in 16 bits, and how they are multiplied with the rows."""
-    weights = problem.query_weights
-    if weights is None or weights.dtype in _EXACT_IN_16_BITS:
-        return True, precision()
-    # 16-bit rows are exact in TF32; the two halves of a weight keep 22 bits of it
-    return False, precision() if problem.queries.dtype is torch.float32 else "ieee"
+def _are_exact_in_16_bits(weights: Tensor | None) -> bool:
+    return weights is None or weights.dtype in _EXACT_IN_16_BITS
 
 
 def _by_sorting(
@@ -202,7 +198,7 @@ def _by_sorting(
         order,
         gradient,
     )
-    add_cut = (sizes.width, *cut, adding.ENTRIES, adding.BLOCK_D, pieces, precision(), INTERPRETED)
+    add_cut = (sizes.width, *cut, adding.ENTRIES, adding.BLOCK_D, pieces, precision(sizes.element_size), INTERPRETED)
     for first in range(0, sizes.documents, together):
         count = min(together, sizes.documents - first)
         numbers = (chunks, first, *met)

@@ -131,7 +131,7 @@ def _launch(problem: Problem, sizes: Sizes, chosen: tuning.Forward, scores: Tens
                 score_count,
             ),
             (problem.rule.fill, problem.rule.empty_score),
-            (problem.rule.name, sizes.layout, sizes.width, *chosen.blocks, precision(), INTERPRETED),
+            (problem.rule.name, sizes.layout, sizes.width, *chosen.blocks, precision(sizes.element_size), INTERPRETED),
             chosen.options,
         )
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from li_plugins.ops.maxsim import tuning
 from li_plugins.ops.maxsim.problem import Problem
-from li_plugins.ops.maxsim.triton_arguments import stored
+from li_plugins.ops.maxsim.triton_arguments import rounded, stored
 from li_plugins.ops.maxsim.tuning_sizes import Sizes
 
 MAX_PROGRAMS = 2**31 - 1
@@ -37,12 +37,12 @@ def scores(problem: Problem, sizes: Sizes, blocks: tuning.ForwardBlocks, write: 
     if parts == 1:
         whole = problem.queries.new_empty(problem.scores_shape, dtype=stored(problem.out_dtype))
         write(whole)
-        return whole.to(problem.out_dtype)
+        return rounded(whole, problem.out_dtype)
     # a tile that a query does not reach writes nothing
     allocate = torch.zeros if blocks.FLAT else torch.empty
     spread = allocate((parts, *problem.scores_shape), dtype=torch.float32, device=problem.queries.device)
     write(spread)
-    return spread.sum(0).to(problem.out_dtype)
+    return rounded(spread.sum(0), problem.out_dtype)
 
 
 def _parts(sizes: Sizes, blocks: tuning.ForwardBlocks) -> int:

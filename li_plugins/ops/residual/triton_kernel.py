@@ -10,7 +10,16 @@ from torch import Tensor
 from li_plugins.api import Support
 from li_plugins.ops.codec.norms import LEAST_NORMS
 from li_plugins.ops.launch import Launcher
-from li_plugins.ops.maxsim.triton_arguments import INTERPRETED, card_of, plain, precision, query_strides, rows, stored
+from li_plugins.ops.maxsim.triton_arguments import (
+    INTERPRETED,
+    card_of,
+    plain,
+    precision,
+    query_strides,
+    rounded,
+    rows,
+    stored,
+)
 from li_plugins.ops.maxsim.triton_device import on, support
 from li_plugins.ops.maxsim.triton_programs import MAX_PROGRAMS
 from li_plugins.ops.maxsim.tuning_sizes import power_of_two
@@ -92,7 +101,7 @@ class Residual:
                 meeting = count if pair_queries is None else 1
                 chosen = tuning.residual(meeting, length, documents, width, in_fp32, card)
                 tensors = *given, plain(pair_queries), plain(problem.pair_documents), scores
-                constants = *forms, *chosen.blocks, in_fp32, precision() if in_fp32 else "ieee", INTERPRETED
+                constants = *forms, *chosen.blocks, in_fp32, precision(4 if in_fp32 else 2), INTERPRETED
                 for programs, first in _launches(pair_queries, count, documents, chosen):
                     _launch_residual(
                         (programs, 1, 1),
@@ -103,7 +112,7 @@ class Residual:
                         constants,
                         chosen.options,
                     )
-        return scores if scores.dtype is problem.out_dtype else scores.to(problem.out_dtype)
+        return rounded(scores, problem.out_dtype)
 
 
 class Code:

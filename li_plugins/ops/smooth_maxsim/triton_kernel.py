@@ -18,6 +18,7 @@ from li_plugins.ops.maxsim.triton_arguments import (
     document_strides,
     precision,
     query_strides,
+    rounded,
     rows,
     sizes_of,
     stored,
@@ -97,7 +98,7 @@ def _score(problem: SmoothProblem, sizes: Sizes, chosen: Forward, scores: Tensor
                 sizes.queries * sizes.documents,
             ),
             (_scale(problem), problem.tau * math.log(2)),
-            (sizes.layout, sizes.width, *chosen.blocks, precision(), INTERPRETED),
+            (sizes.layout, sizes.width, *chosen.blocks, precision(sizes.element_size), INTERPRETED),
             chosen.options,
         )
 
@@ -165,10 +166,17 @@ def _added_up(
         (queries.stride(0), *document_strides(documents)),
         (sizes.queries, sizes.documents, sizes.query_length, sizes.document_length, tiles, visits, each),
         (_scale(problem),),
-        (sizes.layout, sizes.width, *chosen.blocks, _LACKS[problem.queries.dtype], precision(), INTERPRETED),
+        (
+            sizes.layout,
+            sizes.width,
+            *chosen.blocks,
+            _LACKS[problem.queries.dtype],
+            precision(sizes.element_size),
+            INTERPRETED,
+        ),
         chosen.options,
     )
-    return (gradient.sum(0) if parts > 1 else gradient).to(embeddings.dtype)
+    return rounded(gradient.sum(0) if parts > 1 else gradient, embeddings.dtype)
 
 
 def _in_range(problem: SmoothProblem, grad_scores: Tensor, dim: int | None) -> tuple[Tensor, Tensor | None]:
