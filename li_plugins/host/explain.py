@@ -14,7 +14,7 @@ from li_plugins.host.ledger import Desk, Seat
 from li_plugins.host.names import dotted, load
 from li_plugins.host.place import innermost
 from li_plugins.host.report import Explanation, State
-from li_plugins.host.session import SWITCHED_OFF, Session
+from li_plugins.host.session import SUSPENDED, SWITCHED_OFF, Session
 
 
 def explain(session: Session, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Explanation:
@@ -39,8 +39,12 @@ def explain(session: Session, fn: Callable[..., Any], args: tuple[Any, ...], kwa
         for seat in (seat for seat in desk.seats if seat.target is target):
             if seat.state == "patched":
                 return _explanation(desk, target, "off", "another function of this name is patched; was it reloaded?")
-            switched_off = seat.state == "off" and config.switch == "off"
-            return _explanation(desk, target, seat.state, SWITCHED_OFF if switched_off else seat.reason)
+            reason = seat.reason
+            if seat.state == "off" and config.switch == "off":
+                reason = SWITCHED_OFF
+            elif seat.state == "armed" and session.is_suspended:
+                reason = SUSPENDED
+            return _explanation(desk, target, seat.state, reason)
     desk, target = candidates[0]
     return _explanation(desk, target, "out-of-range", f"no target in {desk.adapter.name} {desk.release.version}")
 

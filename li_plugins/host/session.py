@@ -25,6 +25,7 @@ from li_plugins.host.watch import Watcher
 
 logger = logging.getLogger("li_plugins")
 
+SUSPENDED = "suspended: the originals run until the block ends"
 SWITCHED_OFF = "LI_PLUGINS=0 in the environment keeps every adapter off, whatever the code asks for"
 
 
@@ -147,7 +148,7 @@ class Session:
             if config.switch == "off":
                 notes.append(SWITCHED_OFF)
             if self._suspensions:
-                notes.append("suspended: the originals run until the block ends")
+                notes.append(SUSPENDED)
             declines = {seat.target.path: dict(seat.declines) for seat in self._seats() if seat.declines}
         return Status(tuple(rows), tuple(notes), declines)
 
@@ -155,6 +156,11 @@ class Session:
         """Return calls and declines by reason of each target since the process began, undone patches included."""
         with self._lock:
             return {seat.target.path: (seat.calls, dict(seat.declines)) for seat in self._seats()}
+
+    @property
+    def is_suspended(self) -> bool:
+        """Whether somebody is inside a block of ``suspended()``."""
+        return self._suspensions > 0
 
     def enabled(self) -> tuple[str, ...]:
         """Return the names of the adapters that are enabled, none while they are suspended."""

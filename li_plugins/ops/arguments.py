@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate
 from typing import Any, NamedTuple, TypeVar
 
@@ -149,12 +150,23 @@ def _moved(texts: list[Tensor], length: int, device: Any) -> Tensor:
         torch.is_grad_enabled() and any(text.requires_grad for text in texts)
     )
     if device is None or is_tracked or first.device.type != "cpu" or torch.device(device).type != "cuda":
-        tokens = torch.cat(texts)
+        with _unpromoted(first.device):
+            tokens = torch.cat(texts)
         return tokens if device is None else tokens.to(device)
     # Torch keeps pinned memory for the next time: no page is mapped anew, and the GPU fetches it while the next texts
     # are put together.
     staged = torch.empty((length, first.shape[1]), dtype=first.dtype, device="cpu", pin_memory=True)
     return torch.cat(texts, out=staged).to(device, non_blocking=True)
+
+
+def _unpromoted(device: torch.device) -> AbstractContextManager[Any]:
+    """Return what keeps autocast away from texts of one dtype: it refuses to join those of the other 16-bit one."""
+    return nullcontext() if autocast_dtype(device) is None else torch.autocast(device.type, enabled=False)
+
+
+def flat(scores: Tensor) -> Tensor:
+    """Return scores ``[n, 1]`` or ``[1, n]`` as ``[n]``, no view: a caller may change what a library's sum returned."""
+    return torch.ops.aten._unsafe_view(scores, [scores.numel()])
 
 
 def unlike_positive(name: str, value: Any) -> Decline | None:
@@ -211,7 +223,8 @@ def bytes_of(embeddings: Tensor) -> int:
 def foreign(function: Any, name: str, package: str) -> Decline | None:
     """Decline where somebody put a function of their own in the place of one that a library's function calls."""
     # Not __qualname__: inside of an inlined function Dynamo gives the descriptor in place of the name.
-    module, found = getattr(function, "__module__", ""), getattr(function, "__name__", "")
+    # A mock's module is None.
+    module, found = getattr(function, "__module__", None) or "", getattr(function, "__name__", "")
     if found == name and module.startswith(f"{package}.") and not hasattr(function, "__wrapped__"):
         return None
     return Decline(f"{name} of {package} was replaced by {module}.{found}")

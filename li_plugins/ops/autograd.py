@@ -29,6 +29,8 @@ class Operation:
     """Whether the winners of a problem are kept for its backward."""
     gradients_again: Callable[[Operation, Any, Tensor, bool, bool], tuple[Tensor | None, Tensor | None]] | None
     """The gradients of a problem whose winners were not kept."""
+    gathers: bool
+    """Whether the gradient of one side is gathered from the other alone, where winners were kept."""
 
     def forward(self, problem: Any, want_winners: bool) -> tuple[Tensor, Tensor | None]:
         """Return the scores, and what the backward needs if it is wanted and kept."""
@@ -140,12 +142,24 @@ class MaxSim(torch.autograd.Function):
 
 
 def _keep(ctx: Any, operation: Operation, winners: Tensor, described: tuple[Any, ...]) -> None:
-    unread = operation.unread(described) if winners.numel() else ()
-    described = tuple(None if place in unread else value for place, value in enumerate(described))
+    queries, documents, *others = described
+    if winners.numel():
+        unread = operation.unread(described)
+        others = [None if place in unread else value for place, value in enumerate(others, 2)]
+        if operation.gathers:  # the library keeps as little: what only one side needs may change before the backward
+            need_queries, need_documents = ctx.needs_input_grad[:2]
+            queries = queries if need_documents else _outline(queries)
+            documents = documents if need_queries else _outline(documents)
+    described = (queries, documents, *others)
     tensors = [value if isinstance(value, Tensor) else None for value in described]
     ctx.save_for_backward(winners, *tensors)
     ctx.plain = [None if isinstance(value, Tensor) else value for value in described]
     ctx.set_materialize_grads(False)
+
+
+def _outline(embeddings: Tensor) -> Tensor:
+    """Return a tensor of the same shape and dtype, of which nobody reads a value."""
+    return embeddings.new_empty(()).expand(embeddings.shape)
 
 
 def _kept(ctx: Any) -> tuple[Tensor, tuple[Any, ...]]:
@@ -168,6 +182,7 @@ def register(
     unread: Callable[[tuple[Any, ...]], tuple[int, ...]] = lambda described: (),
     keeps_winners: Callable[[Any], bool] = lambda problem: True,
     gradients_again: Callable[..., tuple[Tensor | None, Tensor | None]] | None = None,
+    gathers: bool = True,
 ) -> Operation:
     """Register ``name`` and ``name_backward``; both take the problem as plain arguments.
 
@@ -193,6 +208,8 @@ def register(
         Says, from metadata, whether winners are kept for the backward.
     gradients_again
         Returns the gradients where they are not.
+    gathers
+        Whether the gradient of one side reads no embedding of that side, where winners were kept.
     """
     forward_name, backward_name = f"li_plugins::{name}", f"li_plugins::{name}_backward"
     schema = f"Tensor queries, Tensor documents, {arguments}"
@@ -207,7 +224,9 @@ def register(
     namespace = torch.ops.li_plugins
     forward_op, backward_op = getattr(namespace, name).default, getattr(namespace, f"{name}_backward").default
 
-    operation = Operation(op, problem_of, check, unread, forward_op, backward_op, keeps_winners, gradients_again)
+    operation = Operation(
+        op, problem_of, check, unread, forward_op, backward_op, keeps_winners, gradients_again, gathers
+    )
 
     def forward_impl(*arguments: Any) -> tuple[Tensor, Tensor]:
         *described, want_winners = arguments

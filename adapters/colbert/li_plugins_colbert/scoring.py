@@ -39,7 +39,7 @@ def colbert_score(Q: Tensor, D_padded: Tensor, D_mask: Tensor, config: Any = Non
     ``D_mask`` has ``B * Ld`` entries; the scores are ``[B]``.
     """
     request = _padded(Q, D_padded, D_mask, config)
-    return request if isinstance(request, Decline) else maxsim(**request).view(-1)
+    return request if isinstance(request, Decline) else arguments.flat(maxsim(**request))
 
 
 def explain_colbert_score(Q: Tensor, D_padded: Tensor, D_mask: Tensor, config: Any = None) -> object:
@@ -55,7 +55,7 @@ def colbert_score_packed(Q: Tensor, D_packed: Tensor, D_lengths: Tensor, config:
     what masked tokens have.
     """
     request = _packed(Q, D_packed, D_lengths, config)
-    return request if isinstance(request, Decline) else maxsim_packed(**request).view(-1)
+    return request if isinstance(request, Decline) else arguments.flat(maxsim_packed(**request))
 
 
 def explain_colbert_score_packed(Q: Tensor, D_packed: Tensor, D_lengths: Tensor, config: Any = None) -> object:

@@ -101,7 +101,7 @@ def packed(
 def ragged(side: str, texts: Sequence[Any] | np.ndarray | Tensor) -> Ragged | Decline:
     """Put texts one after the other: a list of ``[length, d]``, or a batch ``[texts, length, d]``; not empty."""
     if isinstance(texts, np.ndarray) and texts.dtype != object:
-        texts = torch.from_numpy(texts)
+        texts = torch.from_numpy(ascending(texts))
     if not isinstance(texts, Tensor):
         texts = [convert_to_tensor(text) for text in texts]
         return arguments.unlike(side, texts) or arguments.concatenated(texts)
@@ -109,6 +109,12 @@ def ragged(side: str, texts: Sequence[Any] | np.ndarray | Tensor) -> Ragged | De
         return Decline(f"{side} of rank {texts.ndim}: a batch of texts has rank 3")
     count, length, _ = texts.shape
     return Ragged(texts.flatten(0, 1), torch.arange(count + 1, device=texts.device) * length, length, length)
+
+
+def ascending(array: Any) -> Any:
+    """Return an array that torch takes: PyLate converts parts of it, which descend in no dimension."""
+    descends = isinstance(array, np.ndarray) and any(stride < 0 for stride in array.strides)
+    return np.ascontiguousarray(array) if descends else array
 
 
 def unreadable(*arguments: Any) -> Decline | None:

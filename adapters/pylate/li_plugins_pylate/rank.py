@@ -151,13 +151,15 @@ def _detached(embedding: Any) -> Any:
 
 def _requests_of(reranking: Reranking) -> Iterator[Request | Decline]:
     """Yield one request for each run of candidates that fits a launch; their scores come in the candidates' order."""
+    if not reranking.queries:
+        return
     if len(reranking.queries) == 1:
         padded = _padded(reranking)
         if padded is not None:
             yield padded
             return
     sizes = [arguments.bytes_of(candidate.document) for candidate in reranking.candidates]
-    device = reranking.device or (reranking.queries[0].device if reranking.queries else None)
+    device = reranking.queries[0].device if reranking.device is None else reranking.device
     for part in arguments.runs(sizes, ragged.bytes_per_launch(device)):
         run = reranking.candidates[part]
         first, last = run[0].query, run[-1].query
@@ -183,5 +185,5 @@ def _padded(reranking: Reranking) -> Request | Decline | None:
     queries, padded = query[None], documents[0][None]
     if len(documents) > 1:
         padded = pad_sequence(documents, batch_first=True)
-    device = reranking.device or query.device
+    device = query.device if reranking.device is None else reranking.device
     return _requests.dense(queries.to(device), padded.to(device), None, None, document_rank=3)

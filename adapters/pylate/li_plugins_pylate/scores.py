@@ -143,7 +143,7 @@ def _groups(queries: Any, documents: Any, queries_mask: Any, documents_mask: Any
         # PyLate takes a column of this mask before it converts the mask, so that a list is its error to raise.
         if isinstance(documents_mask, list):
             return Decline("documents_mask is a list")
-        documents_mask = convert_to_tensor(documents_mask)
+        documents_mask = convert_to_tensor(_requests.ascending(documents_mask))
         if type(documents_mask) not in arguments.PLAIN_TENSORS or documents_mask.shape[:2] != documents.shape[:2]:
             return Decline("documents_mask is no plain tensor with one entry for each document")
         documents_mask = documents_mask.flatten(0, 1)

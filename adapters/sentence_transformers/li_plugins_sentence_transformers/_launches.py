@@ -53,7 +53,7 @@ Launches = Iterator[Launch | Decline]
 
 def cross(a: Any, b: Any, a_mask: Any, b_mask: Any, chunk_elements: int | None, device: Any) -> Launches:
     """Yield launches of all queries with all documents; the arguments are those of the library's ``maxsim``."""
-    sides = _sides("_maxsim_score_documents", a, b, a_mask, b_mask, device)
+    sides = _sides("_maxsim_score_documents", a, b, a_mask, b_mask, chunk_elements, device)
     if isinstance(sides, Decline):
         yield sides
         return
@@ -66,7 +66,7 @@ def cross(a: Any, b: Any, a_mask: Any, b_mask: Any, chunk_elements: int | None, 
 
 def pairwise(a: Any, b: Any, a_mask: Any, b_mask: Any, chunk_elements: int | None, device: Any) -> Launches:
     """Yield launches of the first query with the first document and so on, as ``maxsim_pairwise`` takes them."""
-    sides = _sides("_maxsim_score_pairs", a, b, a_mask, b_mask, device)
+    sides = _sides("_maxsim_score_pairs", a, b, a_mask, b_mask, chunk_elements, device)
     if isinstance(sides, Decline):
         yield sides
         return
@@ -200,7 +200,7 @@ def _flat(side: str, embeddings: Tensor, mask: Tensor | None) -> Flat | Decline:
 
 
 def _sides(
-    leaf: str, a: Any, b: Any, a_mask: Any, b_mask: Any, device: Any
+    leaf: str, a: Any, b: Any, a_mask: Any, b_mask: Any, chunk_elements: Any, device: Any
 ) -> tuple[Any, Any, Any, Any, torch.device] | Decline:
     """Return queries and documents, each with its mask, as ``_batch`` does, and where to compute.
 
@@ -211,6 +211,8 @@ def _sides(
         or _unreadable("queries", a, a_mask)
         or _unreadable("documents", b, b_mask)
     )
+    if refusal is None and not isinstance(chunk_elements, (int, float, torch.SymInt, type(None))):
+        refusal = Decline(f"chunk_elements is {chunk_elements!r}: the library's own error is the answer")
     if refusal:
         return refusal
     where = home(a, b) if device is None else torch.device(device)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from li_plugins.api import Decline
-from li_plugins.ops import explain_maxsim, maxsim
+from li_plugins.ops import arguments, explain_maxsim, maxsim
 from li_plugins_sentence_transformers import _requests
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def score_pairs(a: Tensor, b: Tensor, a_mask: Tensor | None, b_mask: Tensor | No
     request = pairs(a, b, a_mask, b_mask)
     if isinstance(request, Decline):
         return request
-    return _requests.filled(maxsim(**request).squeeze(1), _requests.without_tokens(b_mask))
+    return _requests.filled(arguments.flat(maxsim(**request)), _requests.without_tokens(b_mask))
 
 
 def explain_score_pairs(a: Tensor, b: Tensor, a_mask: Tensor | None, b_mask: Tensor | None) -> object:

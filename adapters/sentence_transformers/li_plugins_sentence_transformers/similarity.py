@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from li_plugins.api import Decline
+from li_plugins.ops import arguments
 from li_plugins_sentence_transformers import _launches
 
 
@@ -54,7 +55,7 @@ def maxsim_pairwise(
     scores = _launches.joined(launches, _launches.home(a, b))
     if isinstance(scores, Decline):
         return scores
-    scores = scores.flatten()  # a padded pair is a query with one candidate
+    scores = arguments.flat(scores)  # a padded pair is a query with one candidate
     return _launches.normalized(scores, a, a_mask) if length_normalize else scores
 
 

@@ -30,7 +30,7 @@ def documents_of(problem: Problem, want_positions: bool) -> Whole | Kept:
     if problem.document_offsets is not None:
         kept = Kept.of(table, problem.document_offsets)
         if mask is not None:
-            kept = kept.masked(mask, rule, problem.queries)
+            kept = kept.masked(mask, rule, problem)
         if problem.pair_documents is not None:
             kept = kept.selected(problem.pair_documents)
         return kept if problem.floor is None else kept.floored(problem.floor)
@@ -47,7 +47,7 @@ def documents_of(problem: Problem, want_positions: bool) -> Whole | Kept:
     if mask is None:
         return kept
     exists = None if lengths is None else torch.arange(length, device=table.device) < lengths[..., None]
-    return kept.masked(mask.reshape(-1), rule, problem.queries, exists)
+    return kept.masked(mask.reshape(-1), rule, problem, exists)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -169,9 +169,9 @@ class Kept:
         """Keep all tokens."""
         return cls(table, offsets, offsets[:-1], None, offsets[:-1], offsets.diff())
 
-    def masked(self, mask: Tensor, rule: MaskRule, queries: Tensor, exists: Tensor | None = None) -> Kept:
+    def masked(self, mask: Tensor, rule: MaskRule, problem: Problem, exists: Tensor | None = None) -> Kept:
         """Leave out tokens by ``mask [T]``, among those that exist."""
-        dtype, keep = compute_dtype(queries.dtype), mask != 0
+        dtype, keep = compute_dtype(problem.queries.dtype), mask != 0
         drop = ~keep
         if exists is not None:
             keep, drop = keep & exists.reshape(-1), drop & exists.reshape(-1)
@@ -181,7 +181,7 @@ class Kept:
             factors = mask.to(dtype)
         if not dropped.numel():
             return replace(self, factors=factors)
-        if rule.name == "ZERO" and not self._is_finite(queries, dropped):
+        if rule.name == "ZERO" and not self._is_finite(problem, dropped):
             return replace(self, factors=mask.to(dtype))  # 0 * inf is NaN, as in the library's product
         ends = torch.searchsorted(rows, self.offsets)
         kept = replace(self, rows=rows, starts=ends[:-1], lengths=ends.diff(), factors=factors)
@@ -198,9 +198,11 @@ class Kept:
             is_bound_by_mask=has_dropped,
         )
 
-    def _is_finite(self, queries: Tensor, dropped: Tensor) -> bool:
-        dtype = compute_dtype(queries.dtype)
-        total = queries.sum(dtype=dtype)
+    def _is_finite(self, problem: Problem, dropped: Tensor) -> bool:
+        dtype = compute_dtype(problem.queries.dtype)
+        total = problem.queries.sum(dtype=dtype)
+        if problem.query_weights is not None:
+            total = total + problem.query_weights.sum(dtype=dtype)
         for rows in dropped.split(2**14):
             total = total + self.table.index_select(0, rows).sum(dtype=dtype)
         return bool(total.isfinite())

@@ -106,4 +106,6 @@ def _check(problem: Any) -> None:
     """Accept every value: metadata says all."""
 
 
-_OPERATION = autograd.register("smooth_maxsim", "smooth_maxsim", "float tau, ScalarType out_dtype", _problem, _check)
+_OPERATION = autograd.register(
+    "smooth_maxsim", "smooth_maxsim", "float tau, ScalarType out_dtype", _problem, _check, gathers=False
+)

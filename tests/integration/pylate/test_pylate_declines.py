@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -173,3 +174,11 @@ def test_a_user_who_replaces_colbert_scores_is_heard(scores: ModuleType, monkeyp
     groups = Kind("ColBERTScores", lambda *_: ()).function(scores)
     monkeypatch.setattr(scores, "colbert_scores", lambda queries, documents, *_, **__: torch.full((2, 3), 7.0))
     assert groups(embeddings(2, 3, 8), embeddings(3, 2, 4, 8)).unique().tolist() == [7]
+
+
+@pytest.mark.allow_fallback(reason="the user's own mock comes first")
+def test_a_mock_in_the_place_of_colbert_scores_is_heard(scores: ModuleType) -> None:
+    """Its module is None."""
+    groups = Kind("ColBERTScores", lambda *_: ()).function(scores)
+    with mock.patch.object(scores, "colbert_scores", autospec=True, return_value=torch.full((2, 3), 7.0)):
+        assert groups(embeddings(2, 3, 8), embeddings(3, 2, 4, 8)).unique().tolist() == [7]

@@ -134,6 +134,23 @@ def test_the_device_is_honoured(rank: ModuleType) -> None:
     assert_same(rank, *collection(), device=torch.device("cpu"))
 
 
+@pytest.mark.parametrize("device", [0, "", "nowhere"])
+def test_a_device_that_is_not_there_is_pylates_error(rank: ModuleType, device: Any) -> None:
+    if device == 0 and torch.cuda.is_available():
+        pytest.skip("there is one")
+    expected = call_unpatched(outcome, lambda: rank.rerank(*collection(), device=device))
+    assert outcome(lambda: rank.rerank(*collection(), device=device)) == expected
+    assert issubclass(expected[0], (RuntimeError, AssertionError))
+    assert rank.rerank([], [], [], device=device) == []
+
+
+def test_stored_candidates_under_autocast(rank: ModuleType) -> None:
+    ids, queries, candidates = collection()
+    halves = deep(Tensor.half, queries), deep(Tensor.half, candidates)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same(rank, ids, *halves, tolerance=0.25)
+
+
 def test_under_autocast(rank: ModuleType) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert_earned(rank, torch.bfloat16, *collection())

@@ -202,6 +202,29 @@ def test_pairs_under_autocast(scores: ModuleType, lowered: torch.dtype) -> None:
     assert_parity(scores.colbert_scores_pairwise, pair, wanted=BOTH_GRADS, lowered=lowered)
 
 
+@pytest.mark.parametrize("given", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("lowered", [torch.bfloat16, torch.float16], ids=str)
+def test_stored_pairs_under_autocast(scores: ModuleType, given: torch.dtype, lowered: torch.dtype) -> None:
+    """Autocast refuses to concatenate what has the other 16-bit dtype."""
+    pair = [[text.to(given) for text in ragged(3, 1, 32)], [text.to(given) for text in ragged(5, 180, 1)]]
+    with torch.autocast("cpu", dtype=lowered):
+        ours = scores.colbert_scores_pairwise(*pair)
+        library = call_unpatched(scores.colbert_scores_pairwise, *pair)
+    assert ours.dtype is library.dtype is lowered
+    torch.testing.assert_close(ours, library, rtol=0.02, atol=0.02)
+
+
+def test_arrays_that_descend(scores: ModuleType) -> None:
+    """PyLate converts the rows of an array, which torch takes, where it would not take the array."""
+    batch = np.random.default_rng(0).standard_normal((3, 4, 8))[::-1]
+    ours = scores.colbert_scores_pairwise(batch, batch)
+    torch.testing.assert_close(ours, call_unpatched(scores.colbert_scores_pairwise, batch, batch))
+    groups = Kind("ColBERTScores", lambda *_: ()).function(scores)
+    pair = embeddings(2, 3, 8), embeddings(3, 2, 4, 8)
+    mask = (np.random.default_rng(0).random((3, 2, 4)) < 0.7).astype(np.float32)[:, ::-1]
+    torch.testing.assert_close(groups(*pair, documents_mask=mask), call_unpatched(groups, *pair, documents_mask=mask))
+
+
 # Memory
 
 

@@ -60,6 +60,8 @@ DECLINED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "a mask that is an array": ("maxsim", (q(2, 3, 8), q(2, 4, 8), np.ones((2, 3)), None)),
     "a mask that is a number": ("maxsim", (q(2, 3, 8), q(2, 3, 8), 1.0)),
     "a float64 mask": ("maxsim", (q(2, 3, 8), q(2, 3, 8), q(2, 3).double() / 3)),
+    "a budget that is a text": ("maxsim", (q(2, 3, 8), q(2, 3, 8), None, None, "1")),
+    "a budget of one pair that is a text": ("maxsim_pairwise", ([q(3, 8)], [q(4, 8)], None, None, "1")),
     "other numbers of pairs": ("maxsim_pairwise", (q(2, 3, 8), q(3, 3, 8))),
     "a mask of one pair": ("maxsim_pairwise", (q(2, 3, 8), q(2, 4, 8), None, q(4))),
     "groups of rank 3": ("colbert_scores", (q(2, 3, 8), q(2, 3, 8))),

@@ -111,6 +111,19 @@ def test_autocast(name: str, lowered: torch.dtype) -> None:
     assert_parity(getattr(similarity, name), batch, wanted=BOTH_GRADS, lowered=lowered)
 
 
+@pytest.mark.parametrize("lowered", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", [CROSS, PAIRS])
+def test_stored_lists_under_autocast(name: str, lowered: torch.dtype) -> None:
+    """Autocast refuses to concatenate what has the other 16-bit dtype."""
+    function = getattr(similarity, name)
+    for given in (torch.float16, torch.bfloat16):
+        batch = [ragged(3, 1, 32, dtype=given), ragged(5, 180, 1, dtype=given)]
+        with torch.autocast("cpu", dtype=lowered):
+            ours, library = function(*batch), call_unpatched(function, *batch)
+        assert ours.dtype is library.dtype
+        torch.testing.assert_close(ours, library, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("name", [CROSS, PAIRS])
 def test_lists_made_in_inference_mode(name: str) -> None:
     function = getattr(similarity, name)

@@ -224,6 +224,11 @@ def test_the_scores_may_be_written_to() -> None:
         scores += 1
         scores.sum().backward()
         assert batch[0].grad is not None
+        with torch.no_grad():
+            scores = kind.function(*batch, None, None)
+        # what was made without gradients may take part in them, unless it is a view
+        scores.mul_(torch.ones((), requires_grad=True))
+        kind.function(*batch, None, None).detach_()
 
 
 # Seen from outside

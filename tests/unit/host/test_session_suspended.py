@@ -6,6 +6,7 @@ import pytest
 from sessions import scores, states
 
 from li_plugins.errors import RestoreRefused
+from li_plugins.host.explain import explain
 
 
 def test_suspended_really_unpatches_and_patches_again(site, session):
@@ -18,6 +19,7 @@ def test_suspended_really_unpatches_and_patches_again(site, session):
         assert function(1) == ("library", 1, 1)
         assert states(session)["score"] == "armed"
         assert "suspended" in session.status().notes[0]
+        assert "suspended" in explain(session, function, (1,), {}).reason
     assert function(1) == ("ours", 1, 1)
     assert session.status().notes == ()
 

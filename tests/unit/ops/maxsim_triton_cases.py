@@ -180,6 +180,21 @@ def test_gradients_in_the_dtype_of_the_embeddings_are_exact_factors():
     check_kernel(KERNEL, problem)
 
 
+@pytest.mark.parametrize("query_length", [4, 300], ids=["product", "sorted"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=by_name)
+def test_a_gradient_reads_no_embedding_of_its_own_side(layout, query_length):
+    factors = {"weights": torch.float32, "mask": torch.float32}
+    problem = random_problem(layout, MaskRule.ZERO, query_length=query_length, **factors)
+    scores, winners = KERNEL.forward(problem, True)
+    grad = torch.rand_like(scores)
+    expected = KERNEL.backward(problem, grad, winners, True, True)
+    for side, name in enumerate(("queries", "documents")):
+        nan = getattr(problem, name).new_tensor(torch.nan).expand(getattr(problem, name).shape)
+        found = KERNEL.backward(replace(problem, **{name: nan}), grad, winners, side == 0, side == 1)
+        assert found[1 - side] is None
+        assert torch.equal(found[side], expected[side])
+
+
 @pytest.fixture
 def halved(monkeypatch):
     """fp32 in halves, however small the problem and whatever the device."""

@@ -214,6 +214,27 @@ def test_a_second_derivative_is_an_error() -> None:
         grad.sum().backward()
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("side", [0, 1], ids=["queries", "documents"])
+@pytest.mark.parametrize("layout", drawn.LAYOUTS)
+@pytest.mark.usefixtures("kernel")
+def test_the_one_side_with_a_gradient_may_change_before_the_backward(layout: str, side: int, compiled: bool) -> None:
+    """As an optimizer changes it between two backwards; its gradient is gathered from the other side."""
+    tensors, keywords = drawn.arguments(layout, MaskRule.ZERO, 6, [2, 3], width=3)
+
+    def scored(*embeddings: Tensor) -> Tensor:
+        return call([*embeddings, *tensors[2:]], keywords)
+
+    leaf = tensors[side].requires_grad_()
+    (expected,) = torch.autograd.grad(scored(*tensors[:2]).sum(), leaf)
+    torch._dynamo.reset()
+    # lengths that are read stop a trace
+    scores = torch.compile(scored, backend="aot_eager")(*tensors[:2]) if compiled else scored(*tensors[:2])
+    with torch.no_grad():
+        leaf.fill_(torch.nan)
+    assert torch.equal(torch.autograd.grad(scores.sum(), leaf)[0], expected)
+
+
 FORWARD_MODE = {
     "jvp": lambda call, queries: torch.func.jvp(call, (queries,), (queries,)),
     "jacfwd": lambda call, queries: torch.func.jacfwd(call)(queries),
@@ -304,6 +325,20 @@ def test_a_query_that_is_not_finite_meets_masked_tokens(value: float) -> None:
     scores = maxsim(queries, documents, document_mask=mask, mask_rule=MaskRule.ZERO)
     torch.testing.assert_close(scores, grid.max(-1).values.sum(-1), equal_nan=True)
     assert scores[1, 0].isnan()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.usefixtures("kernel")
+def test_a_weight_that_is_not_finite_meets_masked_tokens(value: float) -> None:
+    queries, documents = some(3, 4, 6), some(4, 5, 6, seed=1)
+    weights, mask = torch.ones(3, 4), torch.zeros(4, 5)
+    weights[1, 2] = value
+    mask[1:] = 1
+    grid = torch.einsum("ash,bth->abst", queries * weights[..., None], documents) * mask[None, :, None, :]
+    scores = maxsim(queries, documents, query_weights=weights, document_mask=mask, mask_rule=MaskRule.ZERO)
+    assert torch.equal(scores[1, 0].isnan(), grid.max(-1).values.sum(-1)[1, 0].isnan())
+    assert scores[1, 0].isnan()
+    torch.testing.assert_close(scores[[0, 2]], grid.max(-1).values.sum(-1)[[0, 2]])
 
 
 @pytest.mark.usefixtures("kernel")

@@ -298,8 +298,8 @@ def test_compiles_into_one_graph(xtr_rule: XtrRule) -> None:
 
 
 def test_a_second_derivative_is_refused() -> None:
-    queries = some(3, 4, 6).requires_grad_()
-    scores = xtr_maxsim(queries, some(*CROSS, seed=1), k=9)
+    queries, documents = some(3, 4, 6).requires_grad_(), some(*CROSS, seed=1).requires_grad_()
+    scores = xtr_maxsim(queries, documents, k=9)
     (grad,) = torch.autograd.grad(scores.sum(), queries, create_graph=True)
     with pytest.raises(NotImplementedError, match="no second derivative"):
         grad.sum().backward()
