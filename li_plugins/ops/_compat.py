@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch.autograd import forward_ad
@@ -52,6 +54,16 @@ def _never() -> bool:
 
 
 _functorch_is_active = getattr(torch._C, "_are_functorch_transforms_active", _never)
+
+
+_NOTHING: AbstractContextManager[Any] = nullcontext()
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Return what keeps autocast on a device away from the products and the concatenations within."""
+    if device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return _NOTHING
 
 
 def forward_mode_is_active() -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate
 from typing import Any, NamedTuple, TypeVar
 
@@ -150,18 +149,13 @@ def _moved(texts: list[Tensor], length: int, device: Any) -> Tensor:
         torch.is_grad_enabled() and any(text.requires_grad for text in texts)
     )
     if device is None or is_tracked or first.device.type != "cpu" or torch.device(device).type != "cuda":
-        with _unpromoted(first.device):
+        with _compat.without_autocast(first.device):  # it refuses to join texts of the other 16-bit dtype
             tokens = torch.cat(texts)
         return tokens if device is None else tokens.to(device)
     # Torch keeps pinned memory for the next time: no page is mapped anew, and the GPU fetches it while the next texts
     # are put together.
     staged = torch.empty((length, first.shape[1]), dtype=first.dtype, device="cpu", pin_memory=True)
     return torch.cat(texts, out=staged).to(device, non_blocking=True)
-
-
-def _unpromoted(device: torch.device) -> AbstractContextManager[Any]:
-    """Return what keeps autocast away from texts of one dtype: it refuses to join those of the other 16-bit one."""
-    return nullcontext() if autocast_dtype(device) is None else torch.autocast(device.type, enabled=False)
 
 
 def flat(scores: Tensor) -> Tensor:

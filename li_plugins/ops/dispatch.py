@@ -141,11 +141,15 @@ def supports(op: str, problem: Any, phase: Phase = "scores") -> Support:
 
 
 def run(op: str, problem: Any, phase: Phase, call: Callable[[Implementation], Result]) -> Result:
-    """Run ``call`` with the planned kernel; one that cannot be compiled is quarantined and the next one runs."""
+    """Run ``call`` with the planned kernel; one that cannot be compiled is quarantined and the next one runs.
+
+    Autocast had its say in what the problem is; how it is multiplied is the kernel's to say.
+    """
     while True:
         chosen = plan(op, problem, phase)
         try:
-            result = call(chosen.implementation)
+            with _compat.without_autocast(chosen.request.device):
+                result = call(chosen.implementation)
         except Exception as error:
             # only a kernel that could not be built is ours to handle: nothing ran yet, the next one starts clean
             if not _compat.is_compile_failure(error) or _flag("LI_PLUGINS_STRICT"):

@@ -33,7 +33,7 @@ def requests(
     documents: Any,
     *,
     batch_size: Any,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     out_dtype: torch.dtype | None = None,
     floored: bool = True,
 ) -> Iterator[Request | Decline]:
@@ -99,7 +99,7 @@ def _request(
     queries: arguments.Ragged,
     documents: list[Tensor],
     floor: list[bool],
-    device: torch.device | None,
+    device: torch.device | str | None,
     out_dtype: torch.dtype | None,
 ) -> Request | Decline:
     packed = arguments.concatenated(documents, device)

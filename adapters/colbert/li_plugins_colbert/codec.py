@@ -16,6 +16,7 @@ from torch import Tensor
 from li_plugins import ops
 from li_plugins.api import Decline
 from li_plugins.ops import arguments
+from li_plugins.ops.arguments import Request
 
 if TYPE_CHECKING:
     from colbert.indexing.codecs.residual_embeddings import ResidualEmbeddings
@@ -72,14 +73,13 @@ def explain_binarize(self: Any, residuals: Tensor) -> object:
 
 def decompress(self: Any, compressed_embs: Any) -> Tensor | Decline:
     """Return the normalised embeddings of codes and residuals, ``[N, dim]`` float32, on a GPU float16."""
-    stored = _stored(self, compressed_embs)
-    return stored if isinstance(stored, Decline) else ops.decompress(*stored, nbits=self.nbits)
+    # on the CPU codes are looked at: those that are no centroid's are the library's to wrap or to refuse
+    return arguments.answered(_stored(self, compressed_embs), ops.decompress)
 
 
 def explain_decompress(self: Any, compressed_embs: Any) -> object:
     """Say which kernel ``decompress`` would use, or why colbert-ai's own code would run."""
-    stored = _stored(self, compressed_embs)
-    return stored if isinstance(stored, Decline) else ops.explain_decompress(*stored, nbits=self.nbits)
+    return arguments.answered(_stored(self, compressed_embs), ops.explain_decompress)
 
 
 def _taken(codec: Any, embs: Tensor) -> Iterator[Tensor]:
@@ -137,7 +137,7 @@ def _uncompressed(codec: Any, embs: Any) -> Decline | None:
     return refusal
 
 
-def _stored(codec: Any, embeddings: Any) -> tuple[Tensor, Tensor, Tensor, Tensor] | Decline:
+def _stored(codec: Any, embeddings: Any) -> Request | Decline:
     refusal = _unserved(codec)
     if refusal:
         return refusal
@@ -146,12 +146,20 @@ def _stored(codec: Any, embeddings: Any) -> tuple[Tensor, Tensor, Tensor, Tensor
         return Decline(f"bucket_weights are not the {2**codec.nbits} numbers of {codec.nbits} bits")
     if weights.dtype is not codec.centroids.dtype or codes.dtype is not torch.int32:
         return Decline("codes, centroids and bucket weights are not as the library's codec has them")
+    if residuals.dtype is not torch.uint8:
+        return Decline(f"residuals of dtype {residuals.dtype}: the library's codec has uint8")
     if not len(codes) or residuals.shape != (len(codes), codec.centroids.shape[1] * codec.nbits // 8):
         return Decline("no codes, or residuals of another shape: colbert-ai's own error is the answer")
     if not codec.use_gpu and codes.device.type != "cpu":
         return Decline(f"codes on {codes.device} for a codec of the CPU")
     where = codec.centroids.device
-    return codes.to(where), residuals.to(where), codec.centroids, weights
+    return {
+        "codes": codes.to(where),
+        "residuals": residuals.to(where),
+        "centroids": codec.centroids,
+        "bucket_weights": weights,
+        "nbits": codec.nbits,
+    }
 
 
 def _is_matrix(tensor: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The end of colbert-ai's build of an index: what its chunks have together."""
+"""colbert-ai's build of an index: its sample, and at the end what its chunks have together."""
 
 from __future__ import annotations
 
@@ -11,11 +11,29 @@ from colbert.indexing import collection_indexer
 from torch import Tensor
 
 from li_plugins.api import Decline
-from li_plugins_colbert import files
+from li_plugins_colbert import files, passages
 from li_plugins_colbert.damage import METADATA, DamagedIndex, chunk_files, of_chunk, unreadable
 
 MOST_CENTROIDS = 2**31
 """Codes are int32 in the files."""
+
+
+def sample_embeddings(self: Any, sampled_pids: set[int], *, original: Any = None) -> float | Decline:
+    """Encode and save the sample as the library does, in a way that need not be gone again for the whole collection."""
+    refusal = _no_indexer(self)
+    if refusal:
+        return refusal
+    setattr(self.encoder, passages.KEEPS, True)
+    try:
+        length: float = original(self, sampled_pids)
+    finally:
+        delattr(self.encoder, passages.KEEPS)
+    return length
+
+
+def explain_sample_embeddings(self: Any, sampled_pids: set[int]) -> object:
+    """Say what becomes of the sample."""
+    return _no_indexer(self) or f"the library's own; up to {passages.MOST_PASSAGES} passages are kept for the index"
 
 
 def collect_offsets(self: Any) -> Decline | None:
@@ -23,7 +41,7 @@ def collect_offsets(self: Any) -> Decline | None:
     refusal = _no_indexer(self)
     if refusal:
         return refusal
-    passages = embeddings = 0
+    documents = embeddings = 0
     self.embedding_offsets = []
     for chunk in range(self.num_chunks):
         file = os.path.join(self.config.index_path_, chunk_files(chunk)[-1])
@@ -34,8 +52,8 @@ def collect_offsets(self: Any) -> Decline | None:
             record = ujson.load(stream)
         record["embedding_offset"] = embeddings
         self.embedding_offsets.append(embeddings)
-        assert record["passage_offset"] == passages, (chunk, passages, record)
-        passages += record["num_passages"]
+        assert record["passage_offset"] == documents, (chunk, documents, record)
+        documents += record["num_passages"]
         embeddings += record["num_embeddings"]
         files.write_text(file, ujson.dumps(record, indent=4) + "\n")
     self.num_embeddings = embeddings

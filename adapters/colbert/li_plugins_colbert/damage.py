@@ -43,7 +43,9 @@ def of_chunk(chunk: int) -> str:
 def unreadable(file: str) -> str | None:
     """Return why a file of an index cannot be read, ``None`` where it can."""
     try:
-        _read(file)
+        found = _read(file)
+        if os.path.basename(file) == METADATA and not isinstance(found, dict):
+            return f"it holds no record but {type(found).__name__}"
     except FileNotFoundError:
         return "it is missing"
     except Exception as error:  # of a file that is cut off, torch, pickle and json make what they like
@@ -66,7 +68,9 @@ def damage(folder: str) -> DamagedIndex | None:
     """Return the first file of an index that a searcher needs and cannot read, ``None`` where it can read all."""
     if not is_finished(folder) and os.path.exists(os.path.join(folder, PLAN)):
         unfinished = "it is missing, and is written last: the build of this index did not come to its end"
-        return DamagedIndex(os.path.join(folder, METADATA), unfinished, f"{FROM_CHUNKS}, or {ANEW}")
+        return DamagedIndex(
+            os.path.join(folder, METADATA), unfinished, f"{FROM_CHUNKS}, or {ANEW}" if has_codec(folder) else ANEW
+        )
     for name, remedy in _needed(folder):
         file = os.path.join(folder, name)
         found = unreadable(file)

@@ -43,7 +43,7 @@ def doc(self: Any, input_ids: Tensor, attention_mask: Tensor, keep_dims: Any = T
         embeddings = embeddings.half()
     if keep_dims == "return_mask":
         return embeddings, kept
-    if keep_dims:
+    if keep_dims is not False:  # 0 is as good as True
         return embeddings
     return [text[real] for text, real in zip(embeddings.cpu(), kept.squeeze(-1).cpu(), strict=True)]
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from li_plugins.api import Decline
 from li_plugins_colbert import trimmed
 
+KEEPS = "_li_plugins_keeps"
+"""What an encoder has while its indexer encodes the sample, which it may ask for again."""
 KEPT = "_li_plugins_kept"
 """Where an encoder has the embeddings of the sample until the next call."""
 MOST_PASSAGES = 25_000
@@ -38,8 +40,9 @@ class Kept(NamedTuple):
 def encode_passages(self: Any, passages: list[str]) -> tuple[Tensor, list[int]] | Decline:
     """Return the embeddings ``[T, dim]`` of passages one after the other, and how many tokens each has.
 
-    The library encodes a sample to train centroids, and then everything. Where the sample is everything, in the same
-    order and in one chunk, the second time gives the embeddings of the first, rounded to float16 as the index has them.
+    The library's indexer encodes a sample to train centroids, and then everything. Where the sample is everything, in
+    the same order and in one chunk, the second time gives the embeddings of the first, rounded to float16 as the index
+    has them. Nobody else gets what was encoded before.
     """
     refusal = _unencoded(self, passages)
     if refusal:
@@ -56,7 +59,7 @@ def encode_passages(self: Any, passages: list[str]) -> tuple[Tensor, list[int]] 
             embeddings.append(tokens)
             lengths.extend(counts)
         result = embeddings[0] if len(embeddings) == 1 else torch.cat(embeddings)
-        if kept is None and len(passages) <= MOST_PASSAGES:
+        if KEEPS in vars(self) and len(passages) <= MOST_PASSAGES:
             setattr(self, KEPT, Kept(list(passages), result.half(), result.dtype, list(lengths)))
     return result, lengths
 

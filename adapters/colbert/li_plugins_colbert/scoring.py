@@ -126,8 +126,8 @@ def _packed(queries: Any, documents: Any, lengths: Any, config: Any) -> Request 
     longest, total = torch.stack([lengths.amax(), offsets[-1]]).tolist()
     queries, documents, offsets = taken(config, queries, documents, offsets)
     queries = queries.squeeze(0)
-    if queries.dim() != 2:
-        return Decline("queries of more than one text")
+    if queries.dim() != 2 or not len(queries):
+        return Decline("queries of more than one text, or without tokens")
     multiplied = arguments.as_multiplied(queries.to(documents.dtype), documents, query_rank=2, document_rank=2)
     if isinstance(multiplied, Decline):
         return multiplied

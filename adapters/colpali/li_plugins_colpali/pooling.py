@@ -55,7 +55,8 @@ def _refusal(embedding: Tensor, pool_factor: int) -> Decline | None:
 
 def _whitened(tokens: Tensor) -> np.ndarray:
     """Return rows whose distances are those of the rows of ``tokens @ tokens.T``."""
-    if tokens.shape[0] <= tokens.shape[1]:
+    # of what is not finite scipy says so, as in the library
+    if tokens.shape[0] <= tokens.shape[1] or not tokens.isfinite().all():
         return (tokens @ tokens.T).numpy()
     eigenvalues, vectors = torch.linalg.eigh(tokens.T @ tokens)
     return (tokens @ (vectors * eigenvalues.clamp(min=0).sqrt())).numpy()

@@ -53,7 +53,7 @@ def _launches(qs: Any, ps: Any, batch_size: Any, device: Any) -> Iterator[Reques
         qs,
         ps,
         batch_size=batch_size,
-        device=torch.device(device or _processing.get_torch_device("auto")),
+        device=device or _processing.get_torch_device("auto"),
         out_dtype=torch.float32,
         floored=os.environ.get(FLOOR_VARIABLE, "1").strip().lower() not in ("0", "false", "no", "off"),
     )

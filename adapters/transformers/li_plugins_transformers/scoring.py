@@ -43,7 +43,12 @@ def explain_score_retrieval(
 
 
 def _launches(queries: Any, passages: Any, batch_size: Any, output_dtype: Any) -> Iterator[Request | Decline]:
-    if output_dtype is None and isinstance(queries, (list, tuple, Tensor)) and len(queries):
-        # As the library reads it, before autocast lowers anything.
-        output_dtype = queries[0].dtype
+    if all(isinstance(texts, (list, tuple, Tensor)) and len(texts) for texts in (queries, passages)):
+        # As the library reads them, before autocast lowers anything.
+        of_queries, of_passages = (getattr(texts[0], "dtype", None) for texts in (queries, passages))
+        if of_queries is not of_passages:
+            return iter(
+                [Decline(f"queries of {of_queries}, passages of {of_passages}: the library raises its own error")]
+            )
+        output_dtype = output_dtype or of_queries
     return ragged.requests(queries, passages, batch_size=batch_size, out_dtype=output_dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from colbert.indexing.codecs.residual import ResidualCodec
 from colbert.infra import ColBERTConfig
 
-from li_plugins.testing.parity import call_unpatched
+from li_plugins.testing.parity import call_unpatched, outcome
 
 CASES = [(nbits, dim) for nbits in (1, 2, 4, 8) for dim in (64, 96, 128) if dim % (8 * nbits) == 0]
 
@@ -73,6 +74,28 @@ def test_decompress(nbits: int, dim: int) -> None:
     residuals = torch.randint(0, 256, (40_000, dim * nbits // 8), dtype=torch.uint8)
     stored = ResidualCodec.Embeddings(codes, residuals)
     assert torch.equal(ours.decompress(stored), call_unpatched(ours.decompress, stored))
+
+
+@pytest.mark.allow_fallback(reason="what the library takes as well, or refuses")
+@pytest.mark.parametrize("what", ["int32 residuals", "codes from behind", "a code of no centroid"])
+def test_decompress_of_what_no_codec_writes(what: str) -> None:
+    ours = codec(2, 64)
+    codes = torch.randint(0, 200, (400,), dtype=torch.int32)
+    residuals = torch.randint(0, 256, (400, 16), dtype=torch.uint8)
+    if what == "int32 residuals":
+        residuals = residuals.int()
+    elif what == "codes from behind":
+        codes = -1 - codes
+    else:
+        codes[7] = 10_000
+    stored = SimpleNamespace(codes=codes, residuals=residuals)
+    found = outcome(lambda: ours.decompress(stored))
+    expected = call_unpatched(outcome, lambda: ours.decompress(stored))
+    if what == "a code of no centroid":
+        assert found == expected
+        assert found[0] is IndexError
+    else:
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.allow_fallback(reason="the library has an error of its own")

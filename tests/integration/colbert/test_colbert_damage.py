@@ -92,6 +92,16 @@ def test_metadata_and_plan(checkpoint: Path, root: Path, harm: str) -> None:
         tiny_colbert.searcher(checkpoint, root, FIRST)
 
 
+def test_metadata_that_is_no_record(checkpoint: Path, root: Path) -> None:
+    (index_of(root) / "metadata.json").write_text("[1, 2]")
+    with pytest.raises(
+        DamagedIndex, match=r"/metadata.json: it holds no record but list; .*overwrite='resume'"
+    ) as found:
+        tiny_colbert.searcher(checkpoint, root, FIRST)
+    remedy(checkpoint, root, found.value)
+    tiny_colbert.searcher(checkpoint, root, FIRST)
+
+
 def test_no_index(checkpoint: Path, tmp_path: Path) -> None:
     """What is not there at all has the library's error."""
 

@@ -11,6 +11,7 @@ import torch
 from colbert.modeling.colbert import ColBERT
 from colbert.search.index_storage import IndexScorer
 from conftest import Library
+from li_plugins_colbert import passages
 from li_plugins_colbert.extensions import StandIn
 
 QUERIES = tiny_colbert.passages()[::7]
@@ -100,25 +101,48 @@ def encoder(checkpoint: Path, root: Path) -> Any:
     return CollectionEncoder(config, Checkpoint(str(checkpoint), colbert_config=config))
 
 
-def test_the_sample_is_not_encoded_twice(checkpoint: Path, tmp_path: Path, texts: list[str], library: Library) -> None:
-    ours = encoder(checkpoint, tmp_path)
-    encoded: list[int] = []
-    own = ours.checkpoint.docFromText
-    ours.checkpoint.docFromText = lambda docs, **options: encoded.append(len(docs)) or own(docs, **options)
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many passages each encoding had, the library's included."""
+    from colbert.modeling.checkpoint import Checkpoint
+
+    found: list[int] = []
+    own = Checkpoint.docFromText
+
+    def counted(self: Any, docs: list[str], *arguments: Any, **options: Any) -> Any:
+        found.append(len(docs))
+        return own(self, docs, *arguments, **options)
+
+    monkeypatch.setattr(Checkpoint, "docFromText", counted)
+    monkeypatch.setattr(passages.trimmed, "encode", lambda checkpoint, docs, *rest, **options: counted(
+        checkpoint, docs, *rest, keep_dims="flatten", **options))  # fmt: skip
+    return found
+
+
+def test_the_sample_is_not_encoded_twice(
+    checkpoint: Path, tmp_path: Path, texts: list[str], encoded: list[int], library: Library
+) -> None:
+    tiny_colbert.build(checkpoint, tmp_path, texts)
+    assert encoded == [60]
+    encoded.clear()
     with library():
-        expected, lengths = ours.encode_passages(texts)
-    first, again = ours.encode_passages(texts), ours.encode_passages(list(texts))
+        tiny_colbert.build(checkpoint, tmp_path, texts, name="theirs")
     assert encoded == [60, 60]
-    assert torch.equal(first[0], expected)
-    assert torch.equal(again[0].half(), expected.half())
-    assert again[0].dtype is expected.dtype
-    assert first[1] == again[1] == lengths
-    # once: a third call encodes, as do other passages, or the same in another order
-    ours.encode_passages(texts)
-    other, _ = ours.encode_passages(texts[::-1])
-    assert encoded == [60, 60, 60, 60]
+
+
+def test_an_encoder_of_ones_own_encodes_each_time(
+    checkpoint: Path, tmp_path: Path, texts: list[str], library: Library
+) -> None:
+    ours = encoder(checkpoint, tmp_path)
+    first, lengths = ours.encode_passages(texts)
+    again, counts = ours.encode_passages(list(texts))
+    assert torch.equal(again, first)
+    assert counts == lengths
+    with torch.no_grad():
+        ours.checkpoint.linear.weight.neg_()
+    assert torch.equal(ours.encode_passages(texts)[0], -first)
     with library():
-        assert torch.equal(other, ours.encode_passages(texts[::-1])[0])
+        torch.testing.assert_close(ours.encode_passages(texts)[0], -first, rtol=0, atol=1e-6)
 
 
 def test_passages_are_encoded_no_wider_than_they_are(
@@ -146,12 +170,12 @@ def test_passages_are_encoded_no_wider_than_they_are(
 
 
 def test_one_passage_and_pooled_ones(checkpoint: Path, tmp_path: Path, texts: list[str], library: Library) -> None:
-    for passages, settings in ((texts[:1], {}), (texts, {"pool_factor": 2})):
+    for some, settings in ((texts[:1], {}), (texts, {"pool_factor": 2})):
         ours = encoder(checkpoint, tmp_path)
         ours.config.configure(**settings)
         with library():
-            expected, lengths = ours.encode_passages(passages)
-        found, counts = ours.encode_passages(passages)
+            expected, lengths = ours.encode_passages(some)
+        found, counts = ours.encode_passages(some)
         assert counts == lengths
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
@@ -200,5 +224,6 @@ def test_embeddings_that_are_the_librarys(checkpoint: Path, tmp_path: Path) -> N
     ids = torch.randint(30, 60, (2, 9))
     with pytest.raises(AssertionError):
         model.doc(ids, torch.ones_like(ids), keep_dims="flatten")
+    assert torch.equal(model.doc(ids, torch.ones_like(ids), keep_dims=0), model.doc(ids, torch.ones_like(ids)))
     model.mask = lambda input_ids, skiplist: [[False] * 9] * 2
     assert not model.doc(ids, torch.ones_like(ids)).any()

@@ -93,6 +93,16 @@ def test_rows_behind_the_last_document_are_left_alone(library: Library) -> None:
         torch.testing.assert_close(ours, colbert.colbert_score_packed(queries, more, lengths, CONFIG))
 
 
+@pytest.mark.allow_fallback(reason="a query without tokens is the library's to score")
+def test_packed_without_query_tokens(library: Library) -> None:
+    _, documents, lengths = packed()
+    ours = colbert.colbert_score_packed(torch.zeros(1, 0, 16), documents, lengths, CONFIG)
+    with library():
+        expected = colbert.colbert_score_packed(torch.zeros(1, 0, 16), documents, lengths, CONFIG)
+    assert torch.equal(ours, expected)
+    assert ours.shape == (5,)
+
+
 def test_the_copies_of_the_search_are_the_same_functions() -> None:
     for name in ("colbert_score", "colbert_score_packed", "colbert_score_reduce"):
         assert getattr(index_storage, name) is getattr(colbert, name)

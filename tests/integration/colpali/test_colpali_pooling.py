@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -76,3 +77,13 @@ def test_the_rest_is_the_librarys(tokens: Tensor, pool_factor: int) -> None:
     ours = outcome()
     with li_plugins.suspended():
         assert ours == outcome()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("tokens", [9, 400], ids=["few", "more than dimensions"])
+def test_what_is_not_finite_is_scipys_error_as_in_the_library(tokens: int, value: float) -> None:
+    pooled = page(tokens)
+    pooled[3, 2] = value
+    for around in (nullcontext(), li_plugins.suspended()):
+        with around, pytest.raises(ValueError, match="must contain only finite values"):
+            HierarchicalTokenPooler()._pool_single_embedding(pooled, 2)

@@ -135,6 +135,13 @@ def test_errors_are_the_librarys(queries: list[Tensor], passages: list[Tensor], 
         assert ours == complaint()
 
 
+@pytest.mark.allow_fallback(reason="what has no meaning is the library's to answer")
+def test_a_device_of_nothing_is_not_looked_at() -> None:
+    with pytest.raises(ValueError, match="No queries provided"):
+        score([], texts([3]), device="nowhere")
+    assert_same(texts([3, 6]), texts([9, 2]), device="cpu")
+
+
 @pytest.mark.allow_fallback(reason="the user named the backend")
 def test_the_users_backend_runs(monkeypatch: pytest.MonkeyPatch, li_plugins_counts: Any) -> None:
     monkeypatch.setenv("COLPALI_SCORES_BACKEND", "torch")

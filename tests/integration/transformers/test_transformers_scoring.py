@@ -120,6 +120,13 @@ def test_errors_are_the_librarys(queries: list[Tensor], passages: list[Tensor], 
         assert ours == complaint()
 
 
+@pytest.mark.allow_fallback(reason="what has no meaning is the library's to answer")
+def test_other_dtypes_are_the_librarys_error_under_autocast_too() -> None:
+    score = processor("ColPali").score_retrieval
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(ValueError, match="must have the same dtype"):
+        score([torch.ones(3, 8)], [torch.ones(3, 8).bfloat16()])
+
+
 @pytest.mark.allow_fallback(reason="an integer output is the library's to round")
 def test_an_integer_output_is_the_librarys() -> None:
     score = processor("ColPali").score_retrieval
