@@ -65,7 +65,10 @@ class Implementation(Protocol):
     def backward(
         self, problem: Any, grad_scores: Tensor, winners: Tensor, need_queries: bool, need_documents: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Return the gradients that are needed, in the dtype and shape of the inputs."""
+        """Return the gradients that are needed, in the dtype and shape of the inputs.
+
+        Of a side whose gradient alone is needed, the embeddings' own values may be gone; see ``Operation.gathers``.
+        """
 
 
 def kernels(op: str) -> list[Kernel]:
