@@ -78,8 +78,30 @@ class _Direction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         embeddings, inverse_norms = ctx.saved_tensors
-        # what is shorter than the least norm was divided by a constant
-        inverse = torch.where(inverse_norms < 1 / LEAST_NORM, inverse_norms, 0)[..., None]
-        directions = embeddings * inverse
-        along = (directions * grad).sum(-1, keepdim=True)
-        return (grad - directions * along).to(grad.dtype), None
+        with torch.no_grad():
+            found = _across(embeddings, inverse_norms, grad)
+        # the norms are constants to what gave this gradient: it would be differentiated into a wrong number
+        return (_Once.apply(found, embeddings) if torch.is_grad_enabled() else found), None
+
+
+def _across(embeddings: Tensor, inverse_norms: Tensor, grad: Tensor) -> Tensor:
+    """Return the part of a gradient that does not change norms."""
+    # what is shorter than the least norm was divided by a constant
+    inverse = torch.where(inverse_norms < 1 / LEAST_NORM, inverse_norms, 0)[..., None]
+    directions = embeddings * inverse
+    along = (directions * grad).sum(-1, keepdim=True)
+    return (grad - directions * along).to(grad.dtype)
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that has none of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, embeddings: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[None, None]:
+        raise NotImplementedError(
+            "cosine_maxsim has no second derivative: its gradient was differentiated (create_graph=True)"
+        )
