@@ -24,7 +24,7 @@ class Layout(IntEnum):
     """``queries [Tq, d]``, ``documents [Td, d]`` with offsets and a list of pairs, scores ``[P]``."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)  # no slots: Dynamo of torch 2.5 makes weak references to it where a graph breaks
 class Problem:
     """Inputs and meaning of one MaxSim call; tensors share one device.
 
