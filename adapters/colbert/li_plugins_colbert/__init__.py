@@ -108,7 +108,7 @@ def li_plugins_adapters() -> list[Adapter]:
                 _target(
                     "colbert.indexing.index_saver:IndexSaver._write_chunk_to_disk", "chunks:write_chunk", "0471221b"
                 ),
-                _target(f"{_INDEXER}._sample_embeddings", "collection:sample_embeddings", "82e980ea"),
+                _target(f"{_INDEXER}._sample_embeddings", "sampling:sample_embeddings", "82e980ea"),
                 _target(f"{_INDEXER}._collect_embedding_id_offset", "collection:collect_offsets", "27fcf488"),
                 _target(f"{_INDEXER}._build_ivf", "collection:build_ivf", "b5202b82"),
                 _target("colbert.indexing.utils:optimize_ivf", "inverted:optimize_ivf", "6f45466e"),

@@ -1,4 +1,4 @@
-"""colbert-ai's build of an index: its sample, and at the end what its chunks have together."""
+"""The end of colbert-ai's build of an index: what its chunks have together."""
 
 from __future__ import annotations
 
@@ -11,37 +11,19 @@ from colbert.indexing import collection_indexer
 from torch import Tensor
 
 from li_plugins.api import Decline
-from li_plugins_colbert import files, passages
+from li_plugins_colbert import files
 from li_plugins_colbert.damage import METADATA, DamagedIndex, chunk_files, of_chunk, unreadable
 
 MOST_CENTROIDS = 2**31
 """Codes are int32 in the files."""
 
 
-def sample_embeddings(self: Any, sampled_pids: set[int], *, original: Any = None) -> float | Decline:
-    """Encode and save the sample as the library does, in a way that need not be gone again for the whole collection."""
-    refusal = _no_indexer(self)
-    if refusal:
-        return refusal
-    setattr(self.encoder, passages.KEEPS, True)
-    try:
-        length: float = original(self, sampled_pids)
-    finally:
-        delattr(self.encoder, passages.KEEPS)
-    return length
-
-
-def explain_sample_embeddings(self: Any, sampled_pids: set[int]) -> object:
-    """Say what becomes of the sample."""
-    return _no_indexer(self) or f"the library's own; up to {passages.MOST_PASSAGES} passages are kept for the index"
-
-
 def collect_offsets(self: Any) -> Decline | None:
     """Write into the record of each chunk which embedding of the index is its first; the records stay whole."""
-    refusal = _no_indexer(self)
+    refusal = unlike_indexer(self)
     if refusal:
         return refusal
-    documents = embeddings = 0
+    passages = embeddings = 0
     self.embedding_offsets = []
     for chunk in range(self.num_chunks):
         file = os.path.join(self.config.index_path_, chunk_files(chunk)[-1])
@@ -52,8 +34,8 @@ def collect_offsets(self: Any) -> Decline | None:
             record = ujson.load(stream)
         record["embedding_offset"] = embeddings
         self.embedding_offsets.append(embeddings)
-        assert record["passage_offset"] == documents, (chunk, documents, record)
-        documents += record["num_passages"]
+        assert record["passage_offset"] == passages, (chunk, passages, record)
+        passages += record["num_passages"]
         embeddings += record["num_embeddings"]
         files.write_text(file, ujson.dumps(record, indent=4) + "\n")
     self.num_embeddings = embeddings
@@ -62,7 +44,7 @@ def collect_offsets(self: Any) -> Decline | None:
 
 def explain_collect_offsets(self: Any) -> object:
     """Say how many records would be written."""
-    return _no_indexer(self) or f"{self.num_chunks} records, each at once"
+    return unlike_indexer(self) or f"{self.num_chunks} records, each at once"
 
 
 def build_ivf(self: Any) -> Decline | None:
@@ -91,7 +73,7 @@ def explain_build_ivf(self: Any) -> object:
 
 def update_metadata(self: Any) -> Decline | None:
     """Write the metadata of the index at once: with them it is finished."""
-    refusal = _no_indexer(self)
+    refusal = unlike_indexer(self)
     if refusal:
         return refusal
     self.metadata_path = os.path.join(self.config.index_path_, METADATA)
@@ -110,7 +92,7 @@ def update_metadata(self: Any) -> Decline | None:
 
 def explain_update_metadata(self: Any) -> object:
     """Say how the metadata are written."""
-    return _no_indexer(self) or "one file, at once"
+    return unlike_indexer(self) or "one file, at once"
 
 
 def _codes(indexer: Any) -> Tensor:
@@ -143,14 +125,15 @@ def _say(indexer: Any, message: str) -> None:
         collection_indexer.Run().print_main(message)
 
 
-def _no_indexer(indexer: Any) -> Decline | None:
+def unlike_indexer(indexer: Any) -> Decline | None:
+    """Decline what is no indexer of colbert-ai."""
     if not isinstance(indexer, collection_indexer.CollectionIndexer):
         return Decline(f"called on {type(indexer).__name__}, which is no CollectionIndexer")
     return None
 
 
 def _unbuilt(indexer: Any) -> Decline | None:
-    refusal = _no_indexer(indexer)
+    refusal = unlike_indexer(indexer)
     if refusal:
         return refusal
     if not indexer.num_chunks or indexer.num_partitions >= MOST_CENTROIDS:

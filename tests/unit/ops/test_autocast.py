@@ -58,3 +58,11 @@ def test_what_has_no_gradient(op: str) -> None:
         found = OTHERS[op]()
     pairs = zip(found, expected, strict=True) if isinstance(expected, tuple) else [(found, expected)]
     assert all(torch.equal(*pair) for pair in pairs)
+
+
+def test_autocast_is_left_alone() -> None:
+    queries, documents = some(2, 3, 4), some(2, 5, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = ops.maxsim(queries, documents)
+    assert scores.dtype is torch.float32
+    torch.testing.assert_close(scores, ops.maxsim(queries, documents), rtol=0, atol=0)
