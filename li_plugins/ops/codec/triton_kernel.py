@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
 from li_plugins.api import Support
-from li_plugins.ops.codec import bits
 from li_plugins.ops.codec.norms import LEAST_NORMS
 from li_plugins.ops.codec.problem import BinarizeProblem, CompressProblem, DecompressProblem
 from li_plugins.ops.codec.triton_pack import pack_buckets
@@ -16,7 +13,7 @@ from li_plugins.ops.codec.triton_unpack import unpack_rows
 from li_plugins.ops.kmeans.problem import AssignProblem
 from li_plugins.ops.kmeans.triton_kernel import ASSIGN
 from li_plugins.ops.launch import Launcher, Options
-from li_plugins.ops.maxsim.triton_arguments import INTERPRETED, rounded, rows, stored
+from li_plugins.ops.maxsim.triton_arguments import INTERPRETED, plain, rounded, rows, stored
 from li_plugins.ops.maxsim.triton_device import on, support
 from li_plugins.ops.maxsim.tuning_sizes import power_of_two
 
@@ -24,7 +21,16 @@ WIDEST = 2**14
 """Most dimensions of a row that one program makes and normalises."""
 
 ELEMENTS = 2**12
-"""Elements that a program packs or unpacks."""
+"""Elements that a program packs."""
+
+UNPACKED = 2**11
+"""Elements that a program unpacks at a time: few enough registers to fill a multiprocessor with programs."""
+
+MOST_STEPS, PROGRAMS = 8, 2**12
+"""How often a program does so, with one table of weights, as long as there are so many programs."""
+
+WIDEST_STRIDE = 2**20
+"""Most bytes from row to row of residuals, so that 32 bits hold what a program skips."""
 
 _NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
@@ -67,7 +73,7 @@ class Compress:
 
 
 class Decompress:
-    """Memory beyond inputs and outputs: the weights of each byte."""
+    """Memory beyond inputs and outputs: none, but for residuals whose rows are more than ``WIDEST_STRIDE`` apart."""
 
     def supports(self, problem: DecompressProblem) -> Support:
         """Serve fp16, bf16 and fp32 of at most ``WIDEST`` dimensions, on devices as above."""
@@ -79,28 +85,35 @@ class Decompress:
     def forward(self, problem: DecompressProblem) -> Tensor:
         """Return the embeddings."""
         centroids, residuals = rows(problem.centroids), rows(problem.residuals)
-        dtype, (count, width) = centroids.dtype, problem.scores_shape
+        dtype, (count, width), nbits = centroids.dtype, problem.scores_shape, problem.nbits
         embeddings = centroids.new_empty(problem.scores_shape, dtype=stored(dtype))
         if not embeddings.numel():
             return rounded(embeddings, dtype)
-        per_byte = 8 // problem.nbits
-        octets = power_of_two(width // per_byte)
-        lines = max(1, ELEMENTS // (octets * per_byte))
+        if residuals.stride(0) > WIDEST_STRIDE:
+            residuals = residuals.contiguous()
+        block_d = power_of_two(width, 16)
+        lines = max(1, UNPACKED // block_d)
+        tiles = -(-count // lines)
+        steps = max(1, min(MOST_STEPS, tiles // PROGRAMS))
         with on(centroids.device):
             _launch_unpack(
-                (-(-count // lines), 1, 1),
-                (
-                    problem.codes.contiguous(),
-                    residuals,
-                    centroids,
-                    problem.bucket_weights[_buckets_of_bytes(problem.nbits, centroids.device)],
-                    embeddings,
-                ),
-                (residuals.stride(0), centroids.stride(0)),
-                (count,),
+                (-(-tiles // steps), 1, 1),
+                (plain(problem.codes), residuals, centroids, plain(problem.bucket_weights), embeddings),
+                (),
+                (residuals.stride(0), count, steps),
                 (LEAST_NORMS[dtype],),
-                (width, per_byte, lines, octets, problem.normalized, _NAMES[dtype], INTERPRETED),
-                Options(8 if octets * per_byte > ELEMENTS else 4, 1),
+                (
+                    centroids.stride(0),
+                    width,
+                    nbits,
+                    lines,
+                    block_d,
+                    width % 8 == 0 and (residuals.data_ptr() | residuals.stride(0)) % nbits == 0,
+                    problem.normalized,
+                    _NAMES[dtype],
+                    INTERPRETED,
+                ),
+                Options(8 if block_d > UNPACKED else 4, 1),
             )
         return rounded(embeddings, dtype)
 
@@ -128,14 +141,3 @@ def _pack(
         (width, nbits, lines, block_d, _NAMES[dtype], INTERPRETED),
         Options(4, 1),
     )
-
-
-def _buckets_of_bytes(nbits: int, device: torch.device) -> Tensor:
-    """Return which bucket each dimension of a byte has, ``[256, 8 // nbits]``."""
-    # what a CUDA graph computes is its own: nothing is there before it is replayed
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return bits.buckets_of_bytes(nbits, device)
-    return _known_buckets_of_bytes(nbits, device)
-
-
-_known_buckets_of_bytes = lru_cache(bits.buckets_of_bytes)

@@ -1,6 +1,6 @@
 """Weights of residual bytes in Triton: looked up by permuting the bytes of registers where they have 16 bits.
 
-Eight dimensions of a row are a unit: as many bytes as a dimension has bits.
+Used by all kernels that decode. Eight dimensions of a row are a unit: as many bytes as a dimension has bits.
 """
 
 import triton

@@ -173,6 +173,15 @@ def test_embeddings_of_widths_that_are_no_multiples_of_eight(dtype, width, nbits
         check_decompress(stored(5, 3, width, nbits, dtype, normalized))
 
 
+@pytest.mark.parametrize("nbits", NBITS)
+@pytest.mark.parametrize("rows", [1, 127, 128, 129, 300, 777])
+def test_embeddings_in_several_steps(monkeypatch, rows, nbits):
+    monkeypatch.setattr(triton_kernel, "PROGRAMS", 1)
+    monkeypatch.setattr(triton_kernel, "MOST_STEPS", 3)
+    check_decompress(stored(rows, 11, 16, nbits, torch.float16, normalized=False))
+    check_decompress(stored(rows, 11, 16, nbits, torch.float16, normalized=True))
+
+
 @pytest.mark.parametrize("scale", [1, 2**-9, 2**-14])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=by_name)
 def test_quotients_are_rounded_as_torch_rounds_them(dtype, scale):
@@ -188,6 +197,11 @@ def test_quotients_are_rounded_as_torch_rounds_them(dtype, scale):
     is_torchs = torch.stack([(found == rows / norm).all(1) for norm in steps])
     assert bool(is_torchs.any(0).all())
     assert int(is_torchs[1].sum()) > 290
+
+
+def test_residuals_far_apart(monkeypatch):
+    monkeypatch.setattr(triton_kernel, "WIDEST_STRIDE", 4)
+    check_decompress(stored(37, 11, 32, 2, torch.float16, normalized=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=by_name)
