@@ -24,6 +24,7 @@ from li_plugins.ops.maxsim import (
     supports_maxsim_packed,
 )
 from li_plugins.ops.maxsim.cosine import cosine_maxsim
+from li_plugins.ops.near import explain_near_documents, near_documents
 from li_plugins.ops.residual import code_maxsim, explain_code_maxsim, explain_residual_maxsim, residual_maxsim
 from li_plugins.ops.smooth_maxsim import explain_smooth_maxsim, smooth_maxsim, supports_smooth_maxsim
 from li_plugins.ops.xtr_maxsim import XtrRule, explain_xtr_maxsim, supports_xtr_maxsim, xtr_maxsim
@@ -45,12 +46,14 @@ __all__ = [
     "explain_decompress",
     "explain_maxsim",
     "explain_maxsim_packed",
+    "explain_near_documents",
     "explain_residual_maxsim",
     "explain_smooth_maxsim",
     "explain_xtr_maxsim",
     "kmeans",
     "maxsim",
     "maxsim_packed",
+    "near_documents",
     "residual_maxsim",
     "smooth_maxsim",
     "supports_maxsim",

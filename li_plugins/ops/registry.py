@@ -50,6 +50,8 @@ BUILTIN = (
     *_plain("residual_maxsim", "li_plugins.ops.residual.{}:RESIDUAL"),
     _triton("code_maxsim", "li_plugins.ops.residual.triton_kernel:CODE"),
     *_plain("code_maxsim", "li_plugins.ops.residual.{}:CODE"),
+    _triton("near_documents", "li_plugins.ops.near.triton_kernel:NEAR"),
+    *_plain("near_documents", "li_plugins.ops.near.{}:NEAR"),
 )
 
 

@@ -14,9 +14,9 @@ from li_plugins_colbert import candidates, residency, stages
 from li_plugins_colbert.search import unsearched
 
 MOST_BYTES = 1 << 29
-"""How much memory the similarities of queries and centroids, and the candidates, may take: so many go together."""
+"""How much memory the similarities of centroids, the marks of passages and the candidates may take: so many queries."""
 CANDIDATE_BYTES = 64
-"""A candidate's: where it lies and whose it is, looked up, sorted and made unique."""
+"""A candidate's: whose it is, where it lies, its place among others and its score."""
 MOST_QUERIES = 64
 STEPS = {"searcher": ("dense_search",), "ranker": ("rank", "retrieve", "generate_candidates", "score_pids")}
 """What the library calls for each query."""
@@ -72,7 +72,7 @@ def _ranked(ranker: Any, config: Any, queries: Tensor, k: int) -> list[tuple[lis
         config.ndocs,
     )
     scores = stages.scored(stored, codec, queries, pairs, torch.float32)
-    chosen = stages.best(pairs[0], scores, k, len(queries))
+    chosen = stages.best(pairs[0], scores, k, len(queries), in_order=True)
     counts = torch.bincount(pairs[0][chosen], minlength=len(queries)).tolist()
     # rounded to the library's dtype after they are in order
     values = scores[chosen].to(codec.centroids.dtype).tolist()
@@ -86,10 +86,10 @@ def _ranked(ranker: Any, config: Any, queries: Tensor, k: int) -> list[tuple[lis
 
 def _together(made: Any, queries: Tensor) -> int:
     """Return how many queries are searched at a time."""
-    centroids, tokens = made.ranker.codec.centroids, queries.shape[1]
-    passages = len(residency.of(made.ranker).cells.values) / max(1, len(centroids))
-    candidates_of_one = (made.config.ncells or 1) * tokens * passages
-    each = len(centroids) * tokens * centroids.element_size() + CANDIDATE_BYTES * candidates_of_one
+    centroids, tokens, passages = made.ranker.codec.centroids, queries.shape[1], len(made.ranker.doclens)
+    of_a_centroid = len(residency.of(made.ranker).cells.values) / max(1, len(centroids))
+    most = min(passages, (made.config.ncells or 1) * tokens * of_a_centroid)
+    each = len(centroids) * tokens * centroids.element_size() + passages + CANDIDATE_BYTES * most
     return max(1, min(MOST_QUERIES, int(MOST_BYTES // max(1, each))))
 
 

@@ -9,8 +9,8 @@ from colbert.search import candidate_generation
 from torch import Tensor
 
 from li_plugins.api import Decline
-from li_plugins.ops import arguments
-from li_plugins.ops.spans import rows_of
+from li_plugins.ops import arguments, near_documents
+from li_plugins.ops.near.lists import listed_near
 from li_plugins_colbert import residency
 
 STEPS = ("generate_candidate_pids", "get_cells")
@@ -35,8 +35,8 @@ def generate_candidates(self: Any, config: Any, Q: Tensor) -> tuple[Tensor, Tens
     if not self.use_gpu:
         passages, scores = self.generate_candidate_pids(Q.squeeze(0), config.ncells)
         return passages.unique(), scores
-    found = of_queries(residency.of(self), self.codec.centroids, Q.cuda().half(), config.ncells)
-    return found.passages.int(), found.centroid_scores[0]
+    passages, scores = _of_one(residency.of(self), self.codec.centroids, Q.cuda().half(), config.ncells)
+    return passages.int(), scores[0]
 
 
 def explain_generate_candidates(self: Any, config: Any, Q: Tensor) -> object:
@@ -51,26 +51,35 @@ def explain_generate_candidates(self: Any, config: Any, Q: Tensor) -> object:
 def of_queries(stored: residency.Stored, centroids: Tensor, queries: Tensor, ncells: int) -> Candidates:
     """Return the passages of the ``ncells`` nearest centroids of each token of ``queries [A, Lq, dim]``.
 
-    It waits for the device twice, however many queries there are: for how many passages the centroids have, and for how
-    many of these are different; once more where the passages of the centroids are on the host.
+    It waits for the device once, however many queries there are: for how many pairs there are; twice more where
+    the passages of the centroids are on the host.
     """
     count = len(queries)
-    # contiguous along the tokens of a query, whose scores are read together; matmul may lay them out the other way
-    each = centroids.expand(count, *centroids.shape)
-    scores = torch.bmm(each, queries.mT) if count > 1 else torch.mm(centroids, queries[0].T)[None]
-    nearest = scores.argmax(1) if ncells == 1 else scores.topk(ncells, dim=1, sorted=False).indices
-    cells = nearest.view(-1)
-    begins = stored.cells.offsets.index_select(0, cells)
-    rows, owners = rows_of(begins, stored.cells.offsets.index_select(0, cells + 1) - begins)
-    passages = stored.rows(stored.cells.values, rows)
     if count == 1:
-        passages = passages.unique().long()
+        passages, scores = _of_one(stored, centroids, queries, ncells)
         return Candidates(torch.zeros_like(passages), passages, scores)
-    total = len(stored.offsets)
-    owners = owners.div(len(cells) // count, rounding_mode="floor")
-    pairs = (owners * total + passages).unique()
-    asked = pairs.div(total, rounding_mode="floor")
-    return Candidates(asked, pairs - asked * total, scores)
+    # contiguous along the tokens of a query, whose scores are read together; matmul may lay them out the other way
+    scores = torch.bmm(centroids.expand(count, *centroids.shape), queries.mT)
+    asked, passages = _near(stored, scores, ncells).nonzero().unbind(1)
+    return Candidates(asked.contiguous(), passages.contiguous(), scores)
+
+
+def _of_one(stored: residency.Stored, centroids: Tensor, queries: Tensor, ncells: int) -> tuple[Tensor, Tensor]:
+    """Return the passages ``[P]`` near the only one of ``queries [1, Lq, dim]``, and its scores ``[1, K, Lq]``."""
+    scores = torch.mm(centroids, queries[0].T)[None]
+    return _near(stored, scores, ncells).squeeze(0).nonzero().squeeze(1), scores
+
+
+def _near(stored: residency.Stored, scores: Tensor, ncells: int) -> Tensor:
+    """Return which passages are near each query, ``[A, passages]`` bool."""
+    passages, offsets = stored.cells
+    total = len(stored.offsets) - 1
+    if passages.device == stored.device:
+        return near_documents(scores, passages, offsets, ncells=ncells, document_count=total)
+    rows, owners = listed_near(scores, offsets, ncells)
+    is_near = scores.new_zeros((len(scores), total), dtype=torch.bool)
+    is_near.view(-1)[owners * total + stored.rows(passages, rows)] = True
+    return is_near
 
 
 def ungenerated(scorer: Any, queries: Any) -> Decline | None:

@@ -24,15 +24,17 @@ def pruned(stored: Stored, centroid_scores: Tensor, pairs: Pairs, threshold: flo
 
     ``centroid_scores [A, K, Lq]``; a centroid is near a query where one of its scores is at least ``threshold``.
     """
-    near = centroid_scores.amax(-1) >= threshold
-    for kept, count in ((near, ndocs), (None, ndocs // 4)):
+    for first, count in ((True, ndocs), (False, ndocs // 4)):
         queries, passages = pairs
         if len(queries) <= count:
             continue  # none is left out, whatever they score
+        near = centroid_scores.amax(-1) >= threshold if first else None
         codes, _, offsets, documents = stored.tokens(passages, residuals=False)
-        scores = code_maxsim(centroid_scores, codes, offsets, pairs=(queries, documents), kept=kept, least=MASKED)
-        chosen = best(queries, scores, count, len(centroid_scores))
-        pairs = queries[chosen], passages[chosen]
+        scores = code_maxsim(centroid_scores, codes, offsets, pairs=(queries, documents), kept=near, least=MASKED)
+        chosen = best(queries, scores, count, len(centroid_scores), in_order=False)
+        # those of one query are all the same
+        queries = queries[: len(chosen)] if len(centroid_scores) == 1 else queries.index_select(0, chosen)
+        pairs = queries, passages.index_select(0, chosen)
     return pairs
 
 
@@ -46,19 +48,26 @@ def explain_scored(stored: Stored, codec: Any, queries: Tensor, pairs: Pairs, ou
     return f"{stored.why}; {explain_residual_maxsim(**_request(stored, codec, queries, pairs, out_dtype))}"
 
 
-def best(queries: Tensor, scores: Tensor, count: int, queried: int) -> Tensor:
+def best(queries: Tensor, scores: Tensor, count: int, queried: int, *, in_order: bool) -> Tensor:
     """Return where the ``count`` best scores of each query are, or all it has; sorted by query.
 
-    ``queries [P]`` ascend, below ``queried``.
+    Parameters
+    ----------
+    queries, scores
+        ``[P]``; the queries ascend, below ``queried``.
+    in_order
+        Whether the best of each query come first; else they are in any order.
     """
     if queried == 1:
-        return scores.topk(min(count, len(scores))).indices
-    order = scores.argsort(descending=True)
-    order = order[queries[order].argsort(stable=True)]  # best first within each query
-    ascending = queries[order]
-    first = torch.searchsorted(ascending, torch.arange(queried, device=queries.device))
-    places = torch.arange(len(order), device=queries.device) - first[ascending]
-    return order[places < count]
+        return scores.topk(min(count, len(scores)), sorted=in_order).indices
+    bounds = torch.searchsorted(queries, torch.arange(queried + 1, device=queries.device))
+    begins, counts = bounds[:-1], bounds.diff()
+    widest = int(counts.amax())
+    places = torch.arange(len(queries), device=queries.device) - begins.index_select(0, queries)
+    padded = scores.new_full((queried, widest), -torch.inf)
+    padded.view(-1)[queries * widest + places] = scores
+    found = padded.topk(min(count, widest), sorted=in_order).indices
+    return (begins[:, None] + found)[found < counts[:, None]]
 
 
 def _request(stored: Stored, codec: Any, queries: Tensor, pairs: Pairs, out_dtype: torch.dtype) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from gpu_cases import *  # noqa: F403 - its tests are collected here
 from gpu_codec_cases import *  # noqa: F403 - likewise
+from li_plugins_colbert import candidates, stages
 from li_plugins_colbert.residency import Ragged, Stored
 from pretended_gpu import pretended_gpu
 
@@ -36,3 +37,39 @@ def test_rows_of_what_stays_on_the_host(on_host: tuple[str, ...]) -> None:
         mine, theirs = slice(*begins[place : place + 2]), slice(*offsets[pid : pid + 2])
         assert torch.equal(codes[mine], parts["codes"][theirs])
         assert torch.equal(residuals[mine], parts["residuals"][theirs])
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("ncells", [1, 4])
+def test_candidates_from_lists_on_the_host(queries: int, ncells: int) -> None:
+    lengths = torch.randint(0, 9, (20,))
+    cells = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    listed = torch.randint(0, 50, (int(cells[-1]),), dtype=torch.int32)
+    asked, centroids = torch.randn(queries, 5, 16), torch.randn(20, 16)
+    found = []
+    # to torch the second is another device than the one that everything is on
+    for where in (torch.device("cpu"), torch.device("cpu", 0)):
+        stored = Stored((), where, listed, listed, torch.arange(51), Ragged(listed, cells), "")
+        found.append(candidates.of_queries(stored, centroids, asked, ncells))
+    for mine, other in zip(*found, strict=True):
+        assert torch.equal(mine, other)
+    expected = []
+    for query, scores in enumerate(found[0].centroid_scores):
+        near = scores.topk(ncells, dim=0).indices.flatten().tolist()
+        pids = {pid for cell in near for pid in listed[cells[cell] : cells[cell + 1]].tolist()}
+        expected += [(query, pid) for pid in sorted(pids)]
+    assert list(zip(found[0].queries.tolist(), found[0].passages.tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+@pytest.mark.parametrize("owners", [[0] * 9, [0, 0, 0, 2, 2, 2, 2, 2, 3], [1, 1]], ids=str)
+def test_best(owners: list[int], in_order: bool) -> None:
+    queries = torch.tensor(owners)
+    scores = torch.randperm(len(owners)).float() - 9999
+    for count in (1, 2, 4, 20):
+        chosen = stages.best(queries, scores, count, max(owners) + 1, in_order=in_order).tolist()
+        runs = [[place for place in chosen if owners[place] == query] for query in range(max(owners) + 1)]
+        assert [place for run in runs for place in run] == chosen, "sorted by query"
+        for query, run in enumerate(runs):
+            order = sorted((p for p in range(len(owners)) if owners[p] == query), key=lambda p: -scores[p])[:count]
+            assert (run if in_order else sorted(run)) == (order if in_order else sorted(order))

@@ -33,8 +33,9 @@ ROUNDS_BY_COLUMN = "Haswell"
         ("kmeans_triton_cases.py", "", 90, ""),
         ("codec_triton_cases.py", "", 90, ""),
         ("stored_triton_cases.py", "", 120, ""),
+        ("near_triton_cases.py", "", 30, ""),
     ],
-    ids=["matrix", "rest", "another processor", "smooth", "kmeans", "codec", "stored"],
+    ids=["matrix", "rest", "another processor", "smooth", "kmeans", "codec", "stored", "near"],
 )
 def test_every_case_passes_in_the_interpreter(
     tmp_path: Path, cases: str, selection: str, least: int, processor: str
