@@ -33,7 +33,7 @@ def torch_is_compiling() -> bool:
     return torch.compiler.is_compiling()
 
 
-_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
+PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
 def nobody_looks_at_ops(*tensors: object) -> bool:
@@ -41,7 +41,7 @@ def nobody_looks_at_ops(*tensors: object) -> bool:
     if torch_is_compiling():
         return False
     return (
-        _PLAIN.issuperset(map(type, tensors))
+        PLAIN.issuperset(map(type, tensors))
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and not torch._C._is_tracing()

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from li_plugins.ops import _compat, dispatch
+from li_plugins.ops import _compat, dispatch, recipes
 
 
 @dataclass(frozen=True, eq=False)  # without slots: dynamo makes weak references to it
 class Operation:
     """One operation as compilers see it, and as it is run."""
 
+    name: str
     kernels: str
     """Name under which the registry lists its kernels."""
     problem_of: Callable[..., Any]
@@ -31,11 +32,21 @@ class Operation:
     """The gradients of a problem whose winners were not kept."""
     gathers: bool
     """Whether the gradient of one side is gathered from the other alone, where winners were kept."""
+    tensors: int
+    """How many of the plain arguments are tensors, or could be: the first ones."""
 
     def forward(self, problem: Any, want_winners: bool) -> tuple[Tensor, Tensor | None]:
         """Return the scores, and what the backward needs if it is wanted and kept."""
         self.check(problem)
         return self.run_forward(problem, want_winners and self.keeps_winners(problem))
+
+    def forward_by_recipe(
+        self, described: tuple[Any, ...], want_winners: bool, kind: recipes.Kind | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what ``forward`` does for a valid problem, described by the plain arguments."""
+        return recipes.run(
+            kind, described[: self.tensors], lambda: self.forward(self.problem_of(*described), want_winners)
+        )
 
     def run_forward(self, problem: Any, want_winners: bool) -> tuple[Tensor, Tensor | None]:
         """Run the kernel that is planned for the problem."""
@@ -53,6 +64,23 @@ class Operation:
         if self.gradients_again is not None and not self.keeps_winners(problem):
             return self.gradients_again(self, problem, grad_scores, need_queries, need_documents)
         return self.run_backward(problem, grad_scores, winners, need_queries, need_documents)
+
+    def backward_by_recipe(
+        self,
+        grad_scores: Tensor,
+        winners: Tensor,
+        described: tuple[Any, ...],
+        need_queries: bool,
+        need_documents: bool,
+        kind: recipes.Kind | None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return what ``backward`` does after a forward of ``kind``."""
+        if kind is not None:  # all but the gradient follows from what the forward was given
+            kind = recipes.kind((grad_scores,), need_queries, need_documents, kinds=kind.kinds)
+        tensors = grad_scores, winners, *described[: self.tensors]
+        return recipes.run(
+            kind, tensors, lambda: self.backward(grad_scores, winners, described, need_queries, need_documents)
+        )
 
     def run_backward(
         self, problem: Any, grad_scores: Tensor, winners: Tensor, need_queries: bool, need_documents: bool
@@ -75,7 +103,7 @@ def wants_gradient(problem: Any) -> bool:
     return torch.is_grad_enabled() and (problem.queries.requires_grad or problem.documents.requires_grad)
 
 
-def scores(operation: Operation, problem: Any, described: tuple[Any, ...]) -> Tensor:
+def scores(operation: Operation, problem: Any, described: tuple[Any, ...], kind: recipes.Kind | None = None) -> Tensor:
     """Return the scores of a validated problem, differentiable in its queries and documents.
 
     A registered op costs as much time on the way to its kernel as a short kernel takes, and as much again with a
@@ -89,6 +117,8 @@ def scores(operation: Operation, problem: Any, described: tuple[Any, ...]) -> Te
         The validated problem.
     described
         The problem as the op's plain arguments, without ``want_winners``.
+    kind
+        The kind of the call, if that is known already.
 
     Raises
     ------
@@ -109,9 +139,23 @@ def scores(operation: Operation, problem: Any, described: tuple[Any, ...]) -> Te
                 "use backward()"
             )
         return operation.forward_op(*described, wants)[0]
+    if kind is None:
+        tensors, plain = described[: operation.tensors], described[operation.tensors :]
+        kind = recipes.kind(tensors, operation.name, *plain)
+    return _scores(operation, described, wants, kind)
+
+
+def again(operation: Operation, described: tuple[Any, ...], kind: recipes.Kind) -> Tensor:
+    """Return the scores of a problem for which there is a recipe."""
+    queries, documents, *_ = described
+    wants = torch.is_grad_enabled() and (queries.requires_grad or documents.requires_grad)
+    return _scores(operation, described, wants, kind)
+
+
+def _scores(operation: Operation, described: tuple[Any, ...], wants: bool, kind: recipes.Kind | None) -> Tensor:
     if wants:
-        return MaxSim.apply(problem.queries, problem.documents, operation, problem, described)
-    return operation.forward(problem, False)[0]
+        return MaxSim.apply(described[0], described[1], operation, described, kind)
+    return operation.forward_by_recipe(described, False, kind)[0]
 
 
 class MaxSim(torch.autograd.Function):
@@ -119,11 +163,16 @@ class MaxSim(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, queries: Tensor, documents: Tensor, operation: Operation, problem: Any, described: tuple[Any, ...]
+        ctx: Any,
+        queries: Tensor,
+        documents: Tensor,
+        operation: Operation,
+        described: tuple[Any, ...],
+        kind: recipes.Kind | None,
     ) -> Tensor:
         """Return the scores and keep what the backward reads."""
-        result, winners = operation.forward(problem, True)
-        ctx.operation = operation
+        result, winners = operation.forward_by_recipe(described, True, kind)
+        ctx.operation, ctx.kind = operation, kind
         _keep(ctx, operation, queries.new_empty(0) if winners is None else winners, described)
         return result
 
@@ -138,7 +187,10 @@ class MaxSim(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True: the op says what a second derivative is missing
             found = ctx.operation.backward_op(grad_scores, winners, *described, need_queries, need_documents)
             return found[0] if need_queries else None, found[1] if need_documents else None, None, None, None
-        return *ctx.operation.backward(grad_scores, winners, described, need_queries, need_documents), None, None, None
+        gradients = ctx.operation.backward_by_recipe(
+            grad_scores.contiguous(), winners, described, need_queries, need_documents, ctx.kind
+        )
+        return *gradients, None, None, None
 
 
 def _keep(ctx: Any, operation: Operation, winners: Tensor, described: tuple[Any, ...]) -> None:
@@ -225,8 +277,9 @@ def register(
     forward_op, backward_op = getattr(namespace, name).default, getattr(namespace, f"{name}_backward").default
 
     operation = Operation(
-        op, problem_of, check, unread, forward_op, backward_op, keeps_winners, gradients_again, gathers
-    )
+        name, op, problem_of, check, unread, forward_op, backward_op, keeps_winners, gradients_again, gathers,
+        schema.count("Tensor"),
+    )  # fmt: skip
 
     def forward_impl(*arguments: Any) -> tuple[Tensor, Tensor]:
         *described, want_winners = arguments

@@ -16,7 +16,7 @@ import torch
 from li_plugins import api
 from li_plugins.api import Kernel, Support
 from li_plugins.errors import NoKernel
-from li_plugins.ops import _compat, registry
+from li_plugins.ops import _compat, recipes, registry
 from li_plugins.ops.registry import Implementation
 
 logger = logging.getLogger("li_plugins.ops")
@@ -112,14 +112,19 @@ def plan(op: str, problem: Any, phase: Phase = "scores") -> Plan:
     NoKernel
         When no kernel serves it, with each one's reason.
     """
-    if _sources != (*api.kernel_providers, *api.kernel_rankers):
-        _read_sources()
+    keep_up()
     request = Request.of(op, phase, problem)
     found = _plans.get(request)
     if found is None:
         with _lock:
             found = _plans.get(request) or _plans.setdefault(request, _make(request, problem))
     return found
+
+
+def keep_up() -> None:
+    """Forget what was planned before a plugin came or went."""
+    if _sources != (*api.kernel_providers, *api.kernel_rankers):
+        _read_sources()
 
 
 def explain(op: str, problem: Any, phase: Phase = "scores") -> Plan:
@@ -157,6 +162,7 @@ def run(op: str, problem: Any, phase: Phase, call: Callable[[Implementation], Re
             _quarantine(chosen, error)
             continue
         chosen.calls[0] += 1
+        recipes.counted(chosen.calls)
         return result
 
 
@@ -173,18 +179,22 @@ def quarantined() -> dict[tuple[str, str], str]:
 def reset() -> None:
     """Forget plans, quarantines and counters, and read the environment again."""
     with _lock:
-        _plans.clear()
+        _forget_plans()
         _quarantined.clear()
         for tally in _tallies.values():
             tally[0] = 0
 
 
 def _read_sources() -> None:
-    """Forget the plans that were made before a plugin came or went."""
     global _sources
     with _lock:
-        _plans.clear()
+        _forget_plans()
         _sources = (*api.kernel_providers, *api.kernel_rankers)
+
+
+def _forget_plans() -> None:
+    _plans.clear()
+    recipes.forget()
 
 
 def _make(request: Request, problem: Any) -> Plan:
@@ -291,6 +301,7 @@ def _quarantine(failed: Plan, error: Exception) -> None:
     with _lock:
         _quarantined[failed.request, failed.kernel.name] = reason.splitlines()[0]
         _plans.pop(failed.request, None)
+    recipes.forget()
 
 
 def _report_preference(chosen: Plan, candidates: Sequence[Kernel]) -> None:

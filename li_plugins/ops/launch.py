@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from li_plugins.ops import _compat
+from li_plugins.ops import _compat, recipes
 
 
 class Options(NamedTuple):
@@ -48,22 +48,28 @@ class Launcher:
         options: Options,
     ) -> None:
         """Launch on the current device, where the tensors are."""
+        numbers = (*strides, *sizes, *floats, *constants)
         if not self._is_direct:
-            self._through_triton(grid, (*tensors, *strides, *sizes, *floats, *constants), options)
+            self._indirectly(grid, tensors, numbers, options)
             return
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
         misfit = reduce(or_, filter(None, (*pointers, *strides)), 0)
         if misfit & 15 or max(strides + sizes, default=0) >= 2**31:
-            self._through_triton(grid, (*tensors, *strides, *sizes, *floats, *constants), options)
+            self._indirectly(grid, tensors, numbers, options)
             return
         dtypes = [None if tensor is None else tensor.dtype for tensor in tensors]
         key = (constants, options, torch.cuda.current_device(), *dtypes)
         compiled = self._compiled.get(key)
         if compiled is None:
-            arguments = (*tensors, *strides, *sizes, *floats, *constants)
-            self._compiled[key] = self._through_triton(grid, arguments, options)
+            compiled = self._compiled[key] = self._function[grid](*tensors, *numbers, **options._asdict())
+            runner = compiled[grid]
         else:
-            compiled[grid](*pointers, *strides, *sizes, *floats, *constants)
+            runner = compiled[grid]
+            runner(*pointers, *numbers)
+        recipes.launched(runner, tensors, numbers)
 
-    def _through_triton(self, grid: tuple[int, int, int], arguments: tuple[Any, ...], options: Options) -> Any:
-        return self._function[grid](*arguments, **options._asdict())
+    def _indirectly(
+        self, grid: tuple[int, int, int], tensors: Sequence[Tensor | None], numbers: tuple[Any, ...], options: Options
+    ) -> None:
+        self._function[grid](*tensors, *numbers, **options._asdict())
+        recipes.launched(None, tensors, numbers)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from li_plugins.api import Support
 from li_plugins.errors import BadInput
-from li_plugins.ops import dispatch
+from li_plugins.ops import dispatch, recipes
 from li_plugins.ops.autograd import wants_gradient
 from li_plugins.ops.masks import MaskRule
 from li_plugins.ops.maxsim import autograd, contract
@@ -68,8 +68,12 @@ def maxsim(
     NoKernel
         When no kernel serves the device.
     """
-    problem = contract.dense(queries, documents, query_weights, document_mask, document_lengths, mask_rule, out_dtype)
-    return autograd.scores(problem)
+    tensors = queries, documents, query_weights, document_mask, document_lengths
+    dispatch.keep_up()
+    kind = recipes.kind(tensors, "maxsim as given", mask_rule, out_dtype)
+    if kind is not None and kind.recipe is not None:  # what has a recipe was valid
+        return autograd.again(tensors, mask_rule, out_dtype, kind)
+    return autograd.scores(contract.dense(*tensors, mask_rule, out_dtype), kind)
 
 
 def maxsim_packed(

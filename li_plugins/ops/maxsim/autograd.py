@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from li_plugins.ops import autograd
+from li_plugins.ops import autograd, recipes
 from li_plugins.ops.masks import MaskRule
 from li_plugins.ops.maxsim import contract, recompute
 from li_plugins.ops.maxsim.problem import Layout, Problem
@@ -127,7 +127,13 @@ def described(problem: Problem) -> tuple[autograd.Operation, tuple[Any, ...]]:
     )
 
 
-def scores(problem: Problem) -> Tensor:
+def scores(problem: Problem, kind: recipes.Kind | None = None) -> Tensor:
     """Return the scores of a validated problem, differentiable in its queries and documents."""
     operation, arguments = described(problem)
-    return autograd.scores(operation, problem, arguments)
+    return autograd.scores(operation, problem, arguments, kind)
+
+
+def again(tensors: tuple[Any, ...], rule: MaskRule, out_dtype: torch.dtype | None, kind: recipes.Kind) -> Tensor:
+    """Return the scores of a dense problem for which there is a recipe: the tensors of the op, in its order."""
+    meaning = (rule.name, rule.fill, rule.empty_score, out_dtype or tensors[0].dtype)
+    return autograd.again(DENSE, (*tensors, *meaning), kind)

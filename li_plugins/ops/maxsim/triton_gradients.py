@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from li_plugins.ops import recipes
 from li_plugins.ops.launch import Launcher
 from li_plugins.ops.maxsim import tuning
 from li_plugins.ops.maxsim.problem import Problem
@@ -177,8 +178,8 @@ def _by_sorting(
     dtype = torch.int16 if slots <= 2**16 else torch.int32
     groups = -(-sizes.documents * (dtype.itemsize * slots + 4 * sorting.BINS * chunks) // budget)
     together = -(-sizes.documents // groups)
-    order = torch.empty((together, slots), dtype=dtype, device=gradient.device)
-    ends = torch.empty((together, sorting.BINS * chunks), dtype=torch.int32, device=gradient.device)
+    order = recipes.empty((together, slots), dtype, gradient.device)
+    ends = recipes.empty((together, sorting.BINS * chunks), torch.int32, gradient.device)
     blocks = -(-sizes.document_length // sorting.BIN) * -(-sizes.width // adding.BLOCK_D)
     weights = problem.query_weights
     is_exact = grad_scores.dtype is queries.dtype and (weights is None or weights.dtype is torch.bool)
@@ -204,7 +205,7 @@ def _by_sorting(
         numbers = (chunks, first, *met)
         grid = (count, chunks, 1)
         _launch_count(grid, (grad_scores, winners, ends), (slots,), numbers, (), cut, sorting.options)
-        ends[:count].cumsum_(1)
+        recipes.in_place(Tensor.cumsum_, ends if count == together else ends[:count], 1)
         _launch_sort(grid, (grad_scores, winners, ends, order), (slots,), numbers, (), cut, sorting.options)
         grid = (count * blocks, 1, 1)
         _launch_sorted_gradient(grid, added, strides, numbers, (), add_cut, adding.options)
@@ -221,5 +222,5 @@ def _visiting_order(pair_items: Tensor | None, item_count: int) -> tuple[Tensor 
 
 def _gradient_of(embeddings: Tensor, zeros: bool) -> Tensor:
     """Return memory for a gradient: zeros where some tokens are nobody's to write, as packed ones of no item are."""
-    allocate = torch.zeros if zeros else torch.empty
-    return allocate(embeddings.shape, dtype=stored(embeddings.dtype), device=embeddings.device)
+    allocate = recipes.zeros if zeros else recipes.empty
+    return allocate(embeddings.shape, stored(embeddings.dtype), embeddings.device)

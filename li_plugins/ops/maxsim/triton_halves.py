@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from li_plugins.ops import recipes
 from li_plugins.ops.launch import Launcher, Options
 
 ROWS_AT_ONCE = 32
@@ -127,8 +128,8 @@ def halves(embeddings: Tensor, width: int) -> tuple[Tensor, Tensor]:
     rows = embeddings.reshape(-1, embeddings.shape[-1])
     if rows.stride(-1) != 1:
         rows = rows.contiguous()
-    split = torch.empty((*embeddings.shape[:-1], 2 * width), dtype=torch.float16, device=embeddings.device)
-    factors = torch.empty(rows.shape[0], dtype=torch.float32, device=embeddings.device)
+    split = recipes.empty((*embeddings.shape[:-1], 2 * width), torch.float16, embeddings.device)
+    factors = recipes.empty((rows.shape[0],), torch.float32, embeddings.device)
     if rows.shape[0]:
         _launch(
             (-(-rows.shape[0] // ROWS_AT_ONCE), 1, 1),

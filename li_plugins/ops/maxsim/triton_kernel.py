@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from li_plugins.api import Support
-from li_plugins.ops import _compat
+from li_plugins.ops import _compat, recipes
 from li_plugins.ops.launch import Launcher, Options
 from li_plugins.ops.maxsim import triton_programs, tuning, tuning_rows, tuning_text
 from li_plugins.ops.maxsim.problem import Problem
@@ -139,7 +139,7 @@ def _launch(problem: Problem, sizes: Sizes, chosen: tuning.Forward, scores: Tens
 def _kept(problem: Problem, document_mask: Tensor, lengths: Tensor | None, offsets: Tensor | None) -> Tensor:
     """Return which part of each document its mask leaves to look at, ``[documents, KEPT_FIELDS]``."""
     _, document_count = counts(problem)
-    kept = torch.empty((document_count, KEPT_FIELDS), dtype=torch.int32, device=document_mask.device)
+    kept = recipes.empty((document_count, KEPT_FIELDS), torch.int32, document_mask.device)
     if document_count:
         _launch_kept(
             (document_count, 1, 1),
@@ -157,5 +157,5 @@ def _memory_of_winners(problem: Problem) -> Tensor:
     """Return memory for winners; ragged queries leave entries to nobody, and two runs must agree on those too."""
     shape, dtype = problem.winners_shape, problem.winners_dtype
     if problem.query_offsets is None:
-        return problem.queries.new_empty(shape, dtype=dtype)
-    return problem.queries.new_full(shape, -1, dtype=dtype)
+        return recipes.empty(shape, dtype, problem.queries.device)
+    return recipes.full(shape, -1, dtype, problem.queries.device)

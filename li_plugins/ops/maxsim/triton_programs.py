@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from li_plugins.ops import recipes
 from li_plugins.ops.maxsim import tuning
 from li_plugins.ops.maxsim.problem import Problem
 from li_plugins.ops.maxsim.triton_arguments import rounded, stored
@@ -35,7 +36,7 @@ def scores(problem: Problem, sizes: Sizes, blocks: tuning.ForwardBlocks, write: 
     """Return the scores that ``write`` puts into memory, where a query is spread over tiles one part of each."""
     parts = _parts(sizes, blocks)
     if parts == 1:
-        whole = problem.queries.new_empty(problem.scores_shape, dtype=stored(problem.out_dtype))
+        whole = recipes.empty(problem.scores_shape, stored(problem.out_dtype), problem.queries.device)
         write(whole)
         return rounded(whole, problem.out_dtype)
     # a tile that a query does not reach writes nothing

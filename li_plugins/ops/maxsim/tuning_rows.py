@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
+from li_plugins.ops import recipes
 from li_plugins.ops.launch import Options
 from li_plugins.ops.maxsim import tuning_file
 from li_plugins.ops.maxsim.tuning_file import Row
@@ -135,6 +136,7 @@ def forget() -> None:
 def _choose_anew() -> None:
     for choice in _choices:
         choice.cache_clear()
+    recipes.forget()
 
 
 def _misfit(phase: str, row: Row) -> str:

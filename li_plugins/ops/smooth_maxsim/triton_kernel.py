@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from li_plugins.api import Support
+from li_plugins.ops import recipes
 from li_plugins.ops.launch import Launcher
 from li_plugins.ops.maxsim import triton_programs
 from li_plugins.ops.maxsim.triton_arguments import (
@@ -60,7 +61,7 @@ class TritonSmoothMaxSim:
         with on(problem.queries.device):
             sums = None
             if want_winners:
-                sums = problem.queries.new_empty(problem.winners_shape, dtype=problem.winners_dtype)
+                sums = recipes.empty(problem.winners_shape, problem.winners_dtype, problem.queries.device)
             scores = triton_programs.scores(
                 problem, sizes, chosen.blocks, lambda memory: _score(problem, sizes, chosen, memory, sums)
             )
@@ -159,7 +160,7 @@ def _added_up(
     shape, dtype = embeddings.shape, stored(embeddings.dtype)
     if parts > 1:
         shape, dtype = torch.Size((parts, *shape)), torch.float32
-    gradient = torch.empty(shape, dtype=dtype, device=embeddings.device)
+    gradient = recipes.empty(shape, dtype, embeddings.device)
     launch(
         (parts * programs, 1, 1),
         (queries, documents, sums, grad_scores, factors, gradient),
