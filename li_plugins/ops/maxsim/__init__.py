@@ -69,10 +69,11 @@ def maxsim(
         When no kernel serves the device.
     """
     tensors = queries, documents, query_weights, document_mask, document_lengths
-    dispatch.keep_up()
     kind = recipes.kind(tensors, "maxsim as given", mask_rule, out_dtype)
-    if kind is not None and kind.recipe is not None:  # what has a recipe was valid
-        return autograd.again(tensors, mask_rule, out_dtype, kind)
+    if kind is not None:
+        dispatch.keep_up()
+        if kind.recipe is not None:  # what has a recipe was valid
+            return autograd.again(tensors, mask_rule, out_dtype, kind)
     return autograd.scores(contract.dense(*tensors, mask_rule, out_dtype), kind)
 
 

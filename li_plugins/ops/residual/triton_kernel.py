@@ -29,12 +29,6 @@ from li_plugins.ops.residual.triton_code import code_maxsim_forward
 from li_plugins.ops.residual.triton_many import residual_maxsim_many
 from li_plugins.ops.residual.triton_residual import residual_maxsim_forward
 
-DECODES_ONCE = False
-"""Whether documents are decoded once for several tiles of queries, by ``triton_many``.
-
-That was judged in Triton's interpreter alone: it waits for ``tests/integration/gpu/test_stored_kernels.py`` on a GPU.
-"""
-
 _launch_residual = Launcher(residual_maxsim_forward)
 _launch_many = Launcher(residual_maxsim_many)
 _launch_code = Launcher(code_maxsim_forward)
@@ -80,7 +74,7 @@ class Residual:
         block_d = power_of_two(width, 16)
         forms = width, problem.nbits, problem.normalized, block_d, _in_words(residuals, problem.nbits)
         many = None
-        if pair_queries is None and DECODES_ONCE:
+        if pair_queries is None:
             many = tuning.many(count, length, documents, problem.codes.shape[0], width, in_fp32, card)
         with on(device):
             scores = queries.new_empty(problem.scores_shape, dtype=stored(problem.out_dtype))

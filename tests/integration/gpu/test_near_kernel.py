@@ -10,6 +10,7 @@ from near_triton_cases import random_near
 from li_plugins.ops import dispatch, near_documents
 from li_plugins.ops.near.blocked import NEAR as BLOCKED
 from li_plugins.ops.near.triton_kernel import NEAR
+from li_plugins.testing.waiting import waits_for_nothing
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -29,9 +30,6 @@ def test_the_function_runs_it_without_waiting() -> None:
     problem = random_near(2)
     arguments = problem.centroid_scores, problem.listed, problem.centroid_offsets
     near_documents(*arguments, ncells=2, document_count=100)  # compiles
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waits_for_nothing():
         near_documents(*arguments, ncells=2, document_count=100)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert dispatch.counters() == {("near_documents", "triton"): 2}

@@ -82,7 +82,6 @@ def decoded_once(monkeypatch):
         pytest.skip("needs the shared memory of compute capability 9.0")
     chosen, choose = [], tuning.many
     monkeypatch.setattr(tuning, "many", lambda *sizes: chosen.append(choose(*sizes)) or chosen[-1])
-    monkeypatch.setattr("li_plugins.ops.residual.triton_kernel.DECODES_ONCE", True)
     return chosen
 
 

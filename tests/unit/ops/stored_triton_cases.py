@@ -239,7 +239,6 @@ def decode_once(monkeypatch):
         blocks = tuning.ManyBlocks(64, rows, slots, flat or slots, flat > 0, capacity, 32)
         many = tuning.Many(blocks, programs, documents, Options(num_warps=4, num_stages=2))
         monkeypatch.setattr(tuning, "many", lambda *sizes: asked.append(sizes) or many)
-        monkeypatch.setattr("li_plugins.ops.residual.triton_kernel.DECODES_ONCE", True)
         return asked
 
     return with_blocks
