@@ -29,6 +29,10 @@ SUITES = {
         "tests/integration/colpali/test_colpali_training.py",
     ],
     "colbert-ai, patched and unpatched": ["tests/integration/colbert/test_colbert_cuda.py"],
+    "two GPUs: k-means over NCCL, and an index of two ranks": [
+        "tests/integration/gpu/test_kmeans_two_gpus.py",
+        "tests/integration/colbert/test_colbert_two_gpus.py",
+    ],
     "sentence-transformers, patched and unpatched": [
         "tests/integration/sentence_transformers/test_st_cuda.py",
         "tests/integration/sentence_transformers/test_st_training.py",
