@@ -76,26 +76,35 @@ def kind(tensors: Sequence[Any], *plain: object, kinds: dict[tuple[Any, ...], Ki
         return None
     if _compat.forward_mode_is_active() or not _compat.nobody_looks_at_ops():
         return None
+    kinds = _kinds if kinds is None else kinds
+    try:
+        key = _key(tensors, plain)
+        found = None if key is None else kinds.get(key)
+    except (TypeError, RuntimeError):  # something has no hash, or no strides
+        return None
+    if key is not None and found is None:
+        if len(kinds) >= MOST:
+            kinds.clear()
+        found = kinds[key] = Kind()
+    return found
+
+
+def _key(tensors: Sequence[Any], plain: tuple[object, ...]) -> tuple[Any, ...] | None:
+    """Return what host work follows from; ``None`` where a tensor is somebody's own, sparse, or elsewhere."""
+    first = tensors[0]
     key: list[object] = [torch.is_grad_enabled(), *plain, first.device]
     for tensor in tensors:
         if tensor is None:
             key.append(None)
             continue
-        if type(tensor) not in _compat.PLAIN or (tensor is not first and tensor.device != first.device):
+        if type(tensor) not in _compat.PLAIN or tensor.layout is not torch.strided:
+            return None
+        if tensor is not first and tensor.device != first.device:
             return None
         key += (tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad)
     if first.dtype is torch.float32:
         key.append(torch.backends.cuda.matmul.allow_tf32)
-    kinds = _kinds if kinds is None else kinds
-    try:
-        found = kinds.get(tuple(key))
-    except TypeError:  # something has no hash
-        return None
-    if found is None:
-        if len(kinds) >= MOST:
-            kinds.clear()
-        found = kinds[tuple(key)] = Kind()
-    return found
+    return tuple(key)
 
 
 def run(kind: Kind | None, tensors: Sequence[Tensor | None], call: Callable[[], Results]) -> Results:

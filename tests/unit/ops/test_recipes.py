@@ -284,7 +284,18 @@ class Subclass(Tensor):
     """Somebody's tensor."""
 
 
-@pytest.mark.parametrize("tensors", [("text", None), (None, None), (drawn().as_subclass(Subclass), None), (drawn(), 1)])
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        ("text", None),
+        (None, None),
+        (drawn().as_subclass(Subclass), None),
+        (drawn(), 1),
+        (drawn().to_sparse(), None),
+        (drawn(), drawn().to_sparse()),
+    ],
+    ids=["text", "nothing", "a subclass", "a number", "sparse", "sparse second"],
+)
 def test_what_is_no_plain_tensor_has_no_kind(adds: Adds, tensors: Any) -> None:
     assert recipes.kind(tensors, "adds") is None
 
