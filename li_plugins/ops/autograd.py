@@ -75,9 +75,9 @@ class Operation:
         kind: recipes.Kind | None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return what ``backward`` does after a forward of ``kind``."""
-        if kind is not None:  # all but the gradient follows from what the forward was given
-            kind = recipes.kind((grad_scores,), need_queries, need_documents, kinds=kind.kinds)
         tensors = grad_scores, winners, *described[: self.tensors]
+        if kind is not None:  # hooks may have saved tensors of another layout than the forward was given
+            kind = recipes.kind(tensors, need_queries, need_documents, kinds=kind.kinds)
         return recipes.run(
             kind, tensors, lambda: self.backward(grad_scores, winners, described, need_queries, need_documents)
         )
@@ -140,6 +140,7 @@ def scores(operation: Operation, problem: Any, described: tuple[Any, ...], kind:
             )
         return operation.forward_op(*described, wants)[0]
     if kind is None:
+        dispatch.keep_up()
         tensors, plain = described[: operation.tensors], described[operation.tensors :]
         kind = recipes.kind(tensors, operation.name, *plain)
     return _scores(operation, described, wants, kind)

@@ -6,7 +6,7 @@ arguments. So the second call of a kind is recorded, and those after it follow t
 
 A recipe knows memory that was made with ``empty``, ``zeros`` or ``full`` of this module, launches through ``Launcher``
 and what was done ``in_place``. A call that asks torch for anything else while it is recorded, or that launches on a
-tensor of unknown origin, has no recipe: its kind goes the long way every time.
+tensor of unknown origin, has no recipe: its kind goes the long way every time. A launch by other means is not seen.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ from li_plugins.ops import _compat
 Results = TypeVar("Results", bound=tuple[Tensor | None, ...])
 
 MOST = 4096
-"""Kinds that are remembered; then all are forgotten."""
+"""Kinds that are remembered; then the oldest is forgotten."""
 
 _MAKE, _LAUNCH, _CHANGE = range(3)
 
 _kinds: dict[tuple[Any, ...], Kind] = {}
+
+_generation = 0
+"""How often all was forgotten; a kind of an earlier generation, which a graph may hold, begins anew."""
 
 _thread = threading.local()
 
@@ -36,23 +39,28 @@ _thread = threading.local()
 class Kind:
     """Calls whose host work is the same: their recipe, once there is one, or why there is none."""
 
-    __slots__ = ("kinds", "reason", "recipe")
+    __slots__ = ("_generation", "_recipe", "kinds", "reason")
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self._generation = _generation
+        self._recipe: Recipe | None = None
+        self.reason = "never called"
         self.kinds: dict[tuple[Any, ...], Kind] = {}
         """Kinds of calls that follow one of this kind, as its backward does."""
-        self.forget()
 
-    def forget(self) -> None:
-        """Forget the recipe, and those of calls that follow."""
-        self.recipe: Recipe | None = None
-        self.reason = "never called"
-        for kind in list(self.kinds.values()):
-            kind.forget()
+    @property
+    def recipe(self) -> Recipe | None:
+        """The recipe, if there is one that is not forgotten."""
+        return self._recipe if self._generation == _generation else None
 
     def run(self, tensors: Sequence[Tensor | None], call: Callable[[], Results]) -> Results:
         """Return what ``call`` returns for ``tensors``: by the recipe, or by the call, recorded the second time."""
-        recipe = self.recipe
+        if self._generation != _generation:
+            self._begin()
+        recipe = self._recipe
         if recipe is not None:
             return recipe.again(tensors) or call()
         if self.reason != "called once":
@@ -62,7 +70,7 @@ class Kind:
         with _Recorder(tensors) as recorder:
             results = call()
         found = recorder.recipe(results)
-        self.recipe, self.reason = (None, found) if isinstance(found, str) else (found, "")
+        self._recipe, self.reason = (None, found) if isinstance(found, str) else (found, "")
         return results
 
 
@@ -84,7 +92,7 @@ def kind(tensors: Sequence[Any], *plain: object, kinds: dict[tuple[Any, ...], Ki
         return None
     if key is not None and found is None:
         if len(kinds) >= MOST:
-            kinds.clear()
+            kinds.pop(next(iter(kinds)), None)
         found = kinds[key] = Kind()
     return found
 
@@ -93,6 +101,7 @@ def _key(tensors: Sequence[Any], plain: tuple[object, ...]) -> tuple[Any, ...] |
     """Return what host work follows from; ``None`` where a tensor is somebody's own, sparse, or elsewhere."""
     first = tensors[0]
     key: list[object] = [torch.is_grad_enabled(), *plain, first.device]
+    is_fp32 = False
     for tensor in tensors:
         if tensor is None:
             key.append(None)
@@ -102,7 +111,8 @@ def _key(tensors: Sequence[Any], plain: tuple[object, ...]) -> tuple[Any, ...] |
         if tensor is not first and tensor.device != first.device:
             return None
         key += (tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad)
-    if first.dtype is torch.float32:
+        is_fp32 = is_fp32 or tensor.dtype is torch.float32
+    if is_fp32:
         key.append(torch.backends.cuda.matmul.allow_tf32)
     return tuple(key)
 
@@ -114,11 +124,8 @@ def run(kind: Kind | None, tensors: Sequence[Tensor | None], call: Callable[[], 
 
 def forget() -> None:
     """Forget all recipes, one that is being recorded included: kernels, plans or blocks are others from now on."""
-    recorder = _recorder()
-    if recorder is not None:
-        recorder.cannot("kernels changed while it was recorded")
-    for kind in list(_kinds.values()):
-        kind.forget()
+    global _generation
+    _generation += 1
     _kinds.clear()
 
 
@@ -209,6 +216,7 @@ class _Recorder(TorchDispatchMode):
         """Alive until the end, so that no two have had one address."""
         self._slots: dict[int, int] = {}
         self._steps: list[tuple[Any, ...]] = []
+        self._generation = _generation
         self._fault = ""
         self._is_expected = False
         for slot, tensor in enumerate(inputs, 1):
@@ -241,6 +249,8 @@ class _Recorder(TorchDispatchMode):
         place = self._place(tensor)
         if place is None:
             self.cannot("what is changed in place was not made here")
+        if any(isinstance(argument, Tensor) for argument in arguments):
+            self.cannot("what is made here is changed by a tensor")
         self._steps.append((_CHANGE, what, place, arguments))
 
     def launched(
@@ -260,6 +270,11 @@ class _Recorder(TorchDispatchMode):
         places = [None if result is None else self._place(result) for result in results]
         if any(place is None and result is not None for place, result in zip(places, results, strict=True)):
             self.cannot("a result was not made here")
+        launched = {slot for step, _, slots, _ in self._steps if step == _LAUNCH for slot in slots}
+        if any(place is not None and 1 + self._inputs + place not in launched for place in places):
+            self.cannot("a result is written by something else than a launch")
+        if self._generation != _generation:
+            self.cannot("kernels changed while it was recorded")
         return self._fault or Recipe(tuple(self._steps), tuple(places), tuple(self.tallies))
 
     def _asked(self, what: Callable[..., Tensor], *arguments: Any, **settings: Any) -> Tensor:

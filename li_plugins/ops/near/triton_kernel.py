@@ -7,7 +7,7 @@ from torch import Tensor
 
 from li_plugins.api import Support
 from li_plugins.ops.launch import Launcher, Options
-from li_plugins.ops.maxsim.triton_arguments import INTERPRETED, plain, query_strides, rows
+from li_plugins.ops.maxsim.triton_arguments import plain, query_strides, rows
 from li_plugins.ops.maxsim.triton_device import on, support
 from li_plugins.ops.maxsim.tuning_sizes import power_of_two
 from li_plugins.ops.near.problem import NearProblem
@@ -55,7 +55,7 @@ class Near:
                     query_strides(scores),
                     (centroids, length, problem.ncells, blocks),
                     (),
-                    (block, columns, INTERPRETED),
+                    (block, columns),
                     FIRST,
                 )
                 _launch_second(

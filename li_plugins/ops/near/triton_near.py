@@ -35,7 +35,6 @@ def near_in_blocks(
     block_count,
     CENTROIDS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    INTERPRET: tl.constexpr,
 ):
     """Write the keys of the nearest centroids among ``CENTROIDS``, for ``COLUMNS`` query tokens."""
     block = tl.program_id(0)
@@ -45,9 +44,10 @@ def near_in_blocks(
     exists = (centroid < centroid_count)[:, None] & (column < query_length)[None, :]
     place = (centroid.to(tl.int64) * centroid_stride)[:, None] + column[None, :]
     found = tl.load(centroid_scores + query * query_stride + place, mask=exists, other=0.0)
-    if INTERPRET and found.dtype == tl.bfloat16:
-        found = found.to(tl.float32)
-    bits = found.to(tl.float32).to(tl.int32, bitcast=True)
+    found = found.to(tl.float32)
+    # one zero, and one NaN above all numbers, whatever their signs
+    bits = tl.where(found == 0.0, 0, found.to(tl.int32, bitcast=True))
+    bits = tl.where(found != found, 0x7FC00000, bits)
     # as integers, negative floats descend; and the bits of the first centroids are the greatest
     ordered = tl.where(bits < 0, bits ^ LAST, bits).to(tl.int64)
     key = tl.where(exists, (ordered << 32) | (centroid ^ LAST).to(tl.int64)[:, None], LEAST)

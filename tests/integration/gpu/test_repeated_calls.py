@@ -107,9 +107,9 @@ def test_the_same_bits(monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.
         for mine, other in zip(found, expected, strict=True):
             assert mine.dtype is other.dtype
             assert torch.equal(mine, other)
-    # not all gradients: those of the smooth maximum in fp16 are scaled by torch
-    kinds = list(recipes._kinds.values())
-    assert len(followed) >= 3, [kind.reason for kind in kinds]
+    # torch adds up or casts some gradients of the smooth maximum
+    least = 3 if not wants or name in ("packed", "smooth") else 6
+    assert len(followed) >= least, [kind.reason for kind in recipes._kinds.values()]
     served = dispatch.counters()
     assert sum(served.values()) == 10 * (2 if wants else 1)
 
@@ -124,7 +124,22 @@ def test_a_gradient_that_is_not_contiguous() -> None:
         assert all(map(torch.equal, first, second))
 
 
-def test_tensors_that_begin_unevenly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saved_tensors_of_another_layout() -> None:
+    random = torch.Generator("cuda").manual_seed(0)
+    queries = normal(random, 4, 32, 128).bfloat16().requires_grad_()
+    wide = normal(random, 9, 60, 256).bfloat16().requires_grad_()
+    grad = torch.randn(4, 9, generator=random, device="cuda").bfloat16()
+
+    def gradients() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(maxsim(queries, wide[..., :128]), (queries, wide), grad)
+
+    expected, *_ = (gradients() for _ in range(4))
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda kept: kept):
+        for _ in range(4):
+            assert all(map(torch.equal, gradients(), expected))
+
+
+def test_tensors_that_begin_unevenly() -> None:
     random = torch.Generator("cuda").manual_seed(0)
     queries, documents = normal(random, 4, 32, 128).bfloat16(), normal(random, 9, 60, 128).bfloat16()
     memory = torch.empty(documents.numel() + 3, dtype=torch.bfloat16, device="cuda")
@@ -167,7 +182,9 @@ def test_other_blocks_make_other_recipes() -> None:
     with tuning_rows.trial({}):
         assert kind.recipe is None
         maxsim(queries, documents)
-        assert kind.recipe is None
+        (anew,) = recipes._kinds.values()
+        assert anew is not kind
+        assert anew.recipe is None
 
 
 def test_tf32_makes_other_recipes(monkeypatch: pytest.MonkeyPatch) -> None:

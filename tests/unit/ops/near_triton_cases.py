@@ -103,6 +103,15 @@ def test_of_equal_ones_the_first_and_nan_before_all() -> None:
     check(replace(problem, centroid_scores=scores))
 
 
+def test_signs_of_nan_and_zero_do_not_count() -> None:
+    problem = random_near(ncells=2, documents=400, dtype=torch.float32)
+    scores = problem.centroid_scores.clone().abs_().neg_()
+    scores.view(torch.int32)[0, 31, 1] = -0x400000  # the NaN that x86 makes, sign and all
+    assert scores[0, 31, 1].isnan()
+    scores[0, 3, 2], scores[0, 20:24, 2] = -0.0, 0.0
+    check(replace(problem, centroid_scores=scores))
+
+
 def test_strided() -> None:
     problem = random_near(2)
     wide = torch.full((4, 50, 11), 9.0, dtype=torch.float16, device=DEVICE)
