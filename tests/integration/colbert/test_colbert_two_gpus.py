@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tiny_colbert
 import torch
+from own_process import python
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")]
 
@@ -39,22 +37,9 @@ if __name__ == "__main__":
 def test_two_ranks_build_an_index(checkpoint: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {
-        **os.environ,
-        "PYTHONPATH": paths,
-        "CXX": "/nonexistent",
-        "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions"),
-    }
-    done = subprocess.run(
-        [sys.executable, str(script), str(checkpoint), str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert not (tmp_path / "extensions").exists(), "nothing is compiled"
+    extensions = tmp_path / "extensions"
+    python(script, str(checkpoint), str(tmp_path), CXX="/nonexistent", TORCH_EXTENSIONS_DIR=str(extensions))
+    assert not extensions.exists(), "nothing is compiled"
     folder = tmp_path / "tests/indexes/index"
     metadata = json.loads((folder / "metadata.json").read_text())
     texts = tiny_colbert.passages()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+import two_ranks
 from torch import Tensor
 
 from li_plugins.ops import assign, dispatch, kmeans
@@ -54,24 +53,7 @@ def spread(rows: Tensor, centroids: Tensor) -> float:
 
 
 def test_the_centroids_of_all_rows_on_both(tmp_path: Path) -> None:
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    command = [sys.executable, __file__]
-    running = [
-        subprocess.Popen(
-            [*command, str(rank), str(store.port), str(tmp_path / "found")],
-            env=dict(os.environ),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=150)[1] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert [process.returncode for process in running] == [0, 0], errors
-    first, second = (torch.load(tmp_path / f"found{rank}.pt", weights_only=True) for rank in range(2))
+    first, second = two_ranks.found_by(__file__, tmp_path)
     for dtype in DTYPES:
         assert torch.equal(first[dtype], second[dtype])
         rows = rows_of(dtype, 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+import two_ranks
 from torch import Tensor
 
 from li_plugins.errors import BadInput
@@ -71,27 +71,9 @@ def rank_main(rank: int, port: str, output: str) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor | str]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    command = [sys.executable, __file__]
     # both are here, whatever the machine's name stands for elsewhere
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0"}
-    running = [
-        subprocess.Popen(
-            [*command, str(rank), str(store.port), str(folder / "found")],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert [process.returncode for process in running] == [0, 0], errors
-    return [torch.load(folder / f"found{rank}.pt", weights_only=True) for rank in range(2)]
+    interface = "lo" if sys.platform == "linux" else "lo0"
+    return two_ranks.found_by(__file__, tmp_path_factory.mktemp("ranks"), GLOO_SOCKET_IFNAME=interface)
 
 
 @pytest.mark.parametrize("how", PARTS)
