@@ -41,11 +41,13 @@ class Operation:
         return self.run_forward(problem, want_winners and self.keeps_winners(problem))
 
     def forward_by_recipe(
-        self, described: tuple[Any, ...], want_winners: bool, kind: recipes.Kind | None
+        self, problem: Any, described: tuple[Any, ...], want_winners: bool, kind: recipes.Kind | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return what ``forward`` does for a valid problem, described by the plain arguments."""
+        """Return what ``forward`` does for a valid problem, which may be None, described by the plain arguments."""
         return recipes.run(
-            kind, described[: self.tensors], lambda: self.forward(self.problem_of(*described), want_winners)
+            kind,
+            described[: self.tensors],
+            lambda: self.forward(self.problem_of(*described) if problem is None else problem, want_winners),
         )
 
     def run_forward(self, problem: Any, want_winners: bool) -> tuple[Tensor, Tensor | None]:
@@ -143,20 +145,22 @@ def scores(operation: Operation, problem: Any, described: tuple[Any, ...], kind:
         dispatch.keep_up()
         tensors, plain = described[: operation.tensors], described[operation.tensors :]
         kind = recipes.kind(tensors, operation.name, *plain)
-    return _scores(operation, described, wants, kind)
+    return _scores(operation, problem, described, wants, kind)
 
 
 def again(operation: Operation, described: tuple[Any, ...], kind: recipes.Kind) -> Tensor:
     """Return the scores of a problem for which there is a recipe."""
     queries, documents, *_ = described
     wants = torch.is_grad_enabled() and (queries.requires_grad or documents.requires_grad)
-    return _scores(operation, described, wants, kind)
+    return _scores(operation, None, described, wants, kind)
 
 
-def _scores(operation: Operation, described: tuple[Any, ...], wants: bool, kind: recipes.Kind | None) -> Tensor:
+def _scores(
+    operation: Operation, problem: Any, described: tuple[Any, ...], wants: bool, kind: recipes.Kind | None
+) -> Tensor:
     if wants:
-        return MaxSim.apply(described[0], described[1], operation, described, kind)
-    return operation.forward_by_recipe(described, False, kind)[0]
+        return MaxSim.apply(described[0], described[1], operation, problem, described, kind)
+    return operation.forward_by_recipe(problem, described, False, kind)[0]
 
 
 class MaxSim(torch.autograd.Function):
@@ -168,11 +172,12 @@ class MaxSim(torch.autograd.Function):
         queries: Tensor,
         documents: Tensor,
         operation: Operation,
+        problem: Any,
         described: tuple[Any, ...],
         kind: recipes.Kind | None,
     ) -> Tensor:
         """Return the scores and keep what the backward reads."""
-        result, winners = operation.forward_by_recipe(described, True, kind)
+        result, winners = operation.forward_by_recipe(problem, described, True, kind)
         ctx.operation, ctx.kind = operation, kind
         _keep(ctx, operation, queries.new_empty(0) if winners is None else winners, described)
         return result
@@ -183,15 +188,15 @@ class MaxSim(torch.autograd.Function):
         (grad_scores,) = grads
         need_queries, need_documents = ctx.needs_input_grad[:2]
         if grad_scores is None or not (need_queries or need_documents):
-            return None, None, None, None, None
+            return (None,) * 6
         winners, described = _kept(ctx)
         if torch.is_grad_enabled():  # create_graph=True: the op says what a second derivative is missing
             found = ctx.operation.backward_op(grad_scores, winners, *described, need_queries, need_documents)
-            return found[0] if need_queries else None, found[1] if need_documents else None, None, None, None
+            return found[0] if need_queries else None, found[1] if need_documents else None, None, None, None, None
         gradients = ctx.operation.backward_by_recipe(
             grad_scores.contiguous(), winners, described, need_queries, need_documents, ctx.kind
         )
-        return *gradients, None, None, None
+        return *gradients, None, None, None, None
 
 
 def _keep(ctx: Any, operation: Operation, winners: Tensor, described: tuple[Any, ...]) -> None:
