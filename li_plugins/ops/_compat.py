@@ -96,6 +96,25 @@ def compiled_kernels_take_all_arguments() -> bool:
     return _triton_version() >= (3, 3)
 
 
+def launches_are_watched() -> bool:
+    """Tell whether somebody asked triton to be called at each launch, as its profiler does."""
+    hooks = _launch_hooks()
+    before, after = hooks.launch_enter_hook, hooks.launch_exit_hook
+    # a function, or since triton 3.4 a chain, empty where nobody asked
+    return bool(
+        (before is not None and getattr(before, "calls", 1)) or (after is not None and getattr(after, "calls", 1))
+    )
+
+
+@lru_cache
+def _launch_hooks() -> Any:
+    """Return what has the hooks as attributes: ``triton.knobs.runtime``, and before 3.4 a class."""
+    import triton
+
+    knobs = getattr(triton, "knobs", None)
+    return triton.compiler.CompiledKernel if knobs is None else knobs.runtime
+
+
 def multiplies_fp32_in_bf16_pieces() -> bool:
     """Tell whether ``tl.dot`` knows the precision ``bf16x6``: since triton 3.6."""
     return _triton_version() >= (3, 6)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import dataclasses
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -41,3 +42,8 @@ class Described:
     def max_query_length(self) -> int:
         """How many numbers stand behind one element of the result, for the count of elements."""
         return 1
+
+
+def fields(problem: Any) -> tuple[Any, ...]:
+    """Return what a problem consists of, in order: the arguments of its op."""
+    return tuple([getattr(problem, field.name) for field in dataclasses.fields(problem)])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 import torch
 
-from li_plugins.ops import _compat, dispatch
+from li_plugins.ops import _compat, dispatch, recipes
 
 
 class ForwardOnly(Protocol):
@@ -17,16 +17,45 @@ class ForwardOnly(Protocol):
         """Return what the op returns; nothing of it shares memory with an input."""
 
 
+class Operation:
+    """What calls an operation: with plain tensors its kernel, which takes less time than a torch op in Python does."""
+
+    def __init__(self, name: str, direct: Callable[..., Any], op: Callable[..., Any]) -> None:
+        self._name, self._direct, self._op = name, direct, op
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Return the results for arguments that are valid, in the order of the schema."""
+        if _compat.nobody_looks_at_ops(*[value for value in arguments if isinstance(value, torch.Tensor)]):
+            return self._direct(*arguments)
+        return self._op(*arguments)
+
+    def once_valid(
+        self, tensors: Sequence[Any], plain: Sequence[object], arguments: Callable[[], Sequence[Any]]
+    ) -> torch.Tensor:
+        """Return the one result of the operation, by the recipe for calls of this kind if there is one.
+
+        Parameters
+        ----------
+        tensors, plain
+            What was given, which ``arguments`` has to follow from; see ``recipes.kind``.
+        arguments
+            Validates it and returns the arguments of the op; not called where there is a recipe.
+        """
+        kind = recipes.kind(tensors, self._name, *plain, *map(type, plain))
+        if kind is None:
+            return cast(torch.Tensor, self(*arguments()))
+        dispatch.keep_up()
+        return kind.run(tensors, lambda: (self._direct(*arguments()),))[0]
+
+
 def register(
     name: str,
     schema: str,
     problem_of: Callable[..., Any],
     empty: Callable[[Any], Any],
     check: Callable[[Any], None] | None = None,
-) -> Callable[..., Any]:
+) -> Operation:
     """Register the torch op ``li_plugins::<name>`` and return what calls it; its kernels are known under ``name``.
-
-    An eager call of plain tensors goes straight to the kernel: a torch op in Python costs more than a short kernel.
 
     Parameters
     ----------
@@ -55,11 +84,4 @@ def register(
 
     torch.library.impl(qualified, "default")(impl)
     torch.library.register_fake(qualified)(fake)
-    op = getattr(torch.ops.li_plugins, name).default
-
-    def call(*arguments: Any) -> Any:
-        if _compat.nobody_looks_at_ops(*[value for value in arguments if isinstance(value, torch.Tensor)]):
-            return impl(*arguments)
-        return op(*arguments)
-
-    return call
+    return Operation(name, impl, getattr(torch.ops.li_plugins, name).default)

@@ -2,11 +2,12 @@
 
 Between a call and its kernels lie checks, plans, blocks and some forty arguments of each launch, which takes longer
 than a short kernel does. All of it follows from the dtypes, shapes and strides of the tensors and from the plain
-arguments. So the second call of a kind is recorded, and those after it follow the recipe.
+arguments. So one of the first calls of a kind is recorded, and those after it follow the recipe.
 
 A recipe knows memory that was made with ``empty``, ``zeros`` or ``full`` of this module, launches through ``Launcher``
 and what was done ``in_place``. A call that asks torch for anything else while it is recorded, or that launches on a
 tensor of unknown origin, has no recipe: its kind goes the long way every time. A launch by other means is not seen.
+Small memory that is no result and is only launched on is made as one block.
 """
 
 from __future__ import annotations
@@ -26,9 +27,21 @@ Results = TypeVar("Results", bound=tuple[Tensor | None, ...])
 MOST = 4096
 """Kinds that are remembered; then the oldest is forgotten."""
 
-_MAKE, _LAUNCH, _CHANGE = range(3)
+RECORDED = 8
+"""Which call of a kind is recorded: to watch a call takes as long as some eight of them save, so that kinds that come
+but a few times, as ragged ones do, are not slowed down, and no kind costs twice what it might have."""
+
+PART = 1 << 21
+"""Temporary memory of at most so many bytes is part of one block: to ask torch for memory takes as long as a launch."""
+
+_APART = 512
+"""Bytes from one part to the next are a multiple of this, as torch's allocator has it."""
+
+_MAKE, _LAUNCH, _CHANGE, _SHARE = range(4)
 
 _kinds: dict[tuple[Any, ...], Kind] = {}
+
+_NOT_YET = "not called often enough"
 
 _generation = 0
 """How often all was forgotten; a kind of an earlier generation, which a graph may hold, begins anew."""
@@ -39,7 +52,7 @@ _thread = threading.local()
 class Kind:
     """Calls whose host work is the same: their recipe, once there is one, or why there is none."""
 
-    __slots__ = ("_generation", "_recipe", "kinds", "reason")
+    __slots__ = ("_calls", "_generation", "_recipe", "kinds", "reason")
 
     def __init__(self) -> None:
         self._begin()
@@ -47,7 +60,8 @@ class Kind:
     def _begin(self) -> None:
         self._generation = _generation
         self._recipe: Recipe | None = None
-        self.reason = "never called"
+        self._calls = 0
+        self.reason = _NOT_YET
         self.kinds: dict[tuple[Any, ...], Kind] = {}
         """Kinds of calls that follow one of this kind, as its backward does."""
 
@@ -57,15 +71,16 @@ class Kind:
         return self._recipe if self._generation == _generation else None
 
     def run(self, tensors: Sequence[Tensor | None], call: Callable[[], Results]) -> Results:
-        """Return what ``call`` returns for ``tensors``: by the recipe, or by the call, recorded the second time."""
+        """Return what ``call`` returns for ``tensors``: by the recipe, or by the call, which may be recorded."""
         if self._generation != _generation:
             self._begin()
         recipe = self._recipe
         if recipe is not None:
             return recipe.again(tensors) or call()
-        if self.reason != "called once":
-            if self.reason == "never called":
-                self.reason = "called once"
+        if self.reason is not _NOT_YET:
+            return call()
+        self._calls += 1
+        if self._calls < RECORDED:
             return call()
         with _Recorder(tensors) as recorder:
             results = call()
@@ -170,12 +185,18 @@ def counted(tally: list[int]) -> None:
 class Recipe:
     """The steps of a call, between addresses: ``None``, those of its tensors, and those of memory that is made."""
 
-    __slots__ = ("_results", "_steps", "_tallies")
+    __slots__ = ("_device", "_results", "_shared", "_steps", "_tallies")
 
     def __init__(
-        self, steps: tuple[tuple[Any, ...], ...], results: tuple[int | None, ...], tallies: tuple[list[int], ...]
+        self,
+        steps: tuple[tuple[Any, ...], ...],
+        results: tuple[int | None, ...],
+        tallies: tuple[list[int], ...],
+        shared: int,
+        device: torch.device | None,
     ) -> None:
         self._steps, self._results, self._tallies = steps, results, tallies
+        self._shared, self._device = shared, device
 
     def again(self, tensors: Sequence[Tensor | None]) -> Any:
         """Return the results for tensors of the same key; ``None``, and nothing done, where they begin unevenly."""
@@ -190,7 +211,11 @@ class Recipe:
                 addresses.append(address)
         if uneven & 15:
             return None
-        made: list[Tensor] = []
+        made: list[Any] = []
+        block, begin = None, 0
+        if self._shared:
+            block = torch.empty(self._shared, dtype=torch.uint8, device=self._device)
+            begin = block.data_ptr()
         for step, what, where, numbers in self._steps:
             if step == _LAUNCH:
                 what(*[addresses[slot] for slot in where], *numbers)
@@ -198,6 +223,9 @@ class Recipe:
                 memory = what(where, **numbers)
                 made.append(memory)
                 addresses.append(memory.data_ptr())
+            elif step == _SHARE:
+                made.append(None)
+                addresses.append(begin + where)
             else:
                 what(made[where], *numbers)
         for tally in self._tallies:
@@ -275,7 +303,25 @@ class _Recorder(TorchDispatchMode):
             self.cannot("a result is written by something else than a launch")
         if self._generation != _generation:
             self.cannot("kernels changed while it was recorded")
-        return self._fault or Recipe(tuple(self._steps), tuple(places), tuple(self.tallies))
+        if self._fault:
+            return self._fault
+        steps, shared = self._with_shared({place for place in places if place is not None})
+        device = self._made[0].device if self._made else None
+        return Recipe(tuple(steps), tuple(places), tuple(self.tallies), shared, device)
+
+    def _with_shared(self, kept: set[int]) -> tuple[list[tuple[Any, ...]], int]:
+        """Return the steps with small temporary memory as parts of one block, and the bytes of the block."""
+        kept = kept | {where for step, _, where, _ in self._steps if step == _CHANGE}
+        steps, shared, place = [], 0, -1
+        for step in self._steps:
+            if step[0] == _MAKE:
+                place += 1
+                size = self._made[place].nbytes
+                if step[1] is torch.empty and place not in kept and size <= PART:
+                    step = (_SHARE, None, shared, None)
+                    shared += -(-size // _APART) * _APART
+            steps.append(step)
+        return steps, shared
 
     def _asked(self, what: Callable[..., Tensor], *arguments: Any, **settings: Any) -> Tensor:
         self._is_expected = True

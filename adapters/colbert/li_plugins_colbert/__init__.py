@@ -13,6 +13,7 @@ _CODEC = "colbert.indexing.codecs.residual:ResidualCodec"
 _INDEXER = "colbert.indexing.collection_indexer:CollectionIndexer"
 _CANDIDATES = "colbert.search.candidate_generation:CandidateGeneration"
 _ASSIGNED, _BINARIZED, _LOOKED_UP, _MASKED = "256766d0", "8090f622", "f23b1aad", "6a425b87"
+_RETRIEVED, _RANKED = "2e27f739", ["f5c843d3", "5f10f252"]
 
 
 def _target(path: str, replacement: str, body: str | Mapping[str, str], explained: bool = True) -> Target:
@@ -130,14 +131,21 @@ def li_plugins_adapters() -> list[Adapter]:
                     },
                 ),
                 Target(
+                    "colbert.search.index_storage:IndexScorer.rank",
+                    "li_plugins_colbert.ranking:rank",
+                    bodies={"0.2.21": _RANKED[0], "0.2.22": _RANKED[1]},
+                    explain="li_plugins_colbert.ranking:explain_rank",
+                    also={"colbert.search.index_storage:IndexScorer.retrieve": [_RETRIEVED]},
+                ),
+                Target(
                     "colbert.searcher:Searcher._search_all_Q",
                     "li_plugins_colbert.batches:search_all_q",
                     bodies={_RELEASES: "666fd7f0"},
                     explain="li_plugins_colbert.batches:explain_search_all_q",
                     also={
                         "colbert.searcher:Searcher.dense_search": ["5f435339"],
-                        "colbert.search.index_storage:IndexScorer.rank": ["f5c843d3", "5f10f252"],
-                        "colbert.search.index_storage:IndexScorer.retrieve": ["2e27f739"],
+                        "colbert.search.index_storage:IndexScorer.rank": _RANKED,
+                        "colbert.search.index_storage:IndexScorer.retrieve": [_RETRIEVED],
                     },
                 ),
                 _target(

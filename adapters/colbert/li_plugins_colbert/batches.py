@@ -10,16 +10,13 @@ from torch import Tensor
 
 from li_plugins.api import Decline
 from li_plugins.ops import arguments
-from li_plugins_colbert import candidates, residency, stages
-from li_plugins_colbert.search import unsearched
+from li_plugins_colbert import ranking, residency, stages
 
 MOST_BYTES = 1 << 29
 """How much memory the similarities of centroids, the marks of passages and the candidates may take: so many queries."""
 CANDIDATE_BYTES = 64
 """A candidate's: whose it is, where it lies, its place among others and its score."""
 MOST_QUERIES = 64
-STEPS = {"searcher": ("dense_search",), "ranker": ("rank", "retrieve", "generate_candidates", "score_pids")}
-"""What the library calls for each query."""
 
 
 def search_all_q(
@@ -61,21 +58,12 @@ def explain_search_all_q(
 
 def _ranked(ranker: Any, config: Any, queries: Tensor, k: int) -> list[tuple[list[int], list[float]]]:
     """Return pids and scores of each of ``queries``, best first, as ``IndexScorer.rank`` for one of them."""
-    stored, codec = residency.of(ranker), ranker.codec
-    queries = queries.cuda().to(codec.centroids)
-    found = candidates.of_queries(stored, codec.centroids, queries[:, : config.query_maxlen], config.ncells)
-    pairs = stages.pruned(
-        stored,
-        found.centroid_scores,
-        (found.queries, found.passages),
-        config.centroid_score_threshold,
-        config.ndocs,
-    )
-    scores = stages.scored(stored, codec, queries, pairs, torch.float32)
+    centroids = ranker.codec.centroids
+    pairs, scores = ranking.searched(ranker, config, queries.cuda().to(centroids), torch.float32)
     chosen = stages.best(pairs[0], scores, k, len(queries), in_order=True)
     counts = torch.bincount(pairs[0][chosen], minlength=len(queries)).tolist()
     # rounded to the library's dtype after they are in order
-    values = scores[chosen].to(codec.centroids.dtype).tolist()
+    values = scores[chosen].to(centroids.dtype).tolist()
     pids = pairs[1][chosen].tolist()
     rankings, start = [], 0
     for count in counts:
@@ -105,11 +93,8 @@ def _one_by_one(made: Any, asked: Any, queries: Any, filter_fn: Any, qid_to_pids
         return Decline("Q is no tensor of several queries [A, Lq, dim]")
     if len(queries) != len(asked.keys()):
         return Decline(f"Q has {len(queries)} rows for {len(asked.keys())} queries: colbert-ai has its own answer")
-    for owner, names in zip((made, ranker), STEPS.values(), strict=True):
-        for name in names:
-            refusal = arguments.foreign(getattr(owner, name), name, "colbert")
-            if refusal:
-                return refusal
-    listed = torch.zeros(1, dtype=torch.int32)
-    one = queries[:1]
-    return candidates.ungenerated(ranker, one) or unsearched(ranker, made.config, one, listed)
+    for owner, name in ((made, "dense_search"), (ranker, "rank")):
+        refusal = arguments.foreign(getattr(owner, name), name, "colbert")
+        if refusal:
+            return refusal
+    return ranking.unranked(ranker, made.config, queries[:1], None, None)

@@ -32,16 +32,20 @@ _pending: deque[_Pending] = deque()
 def normalized(module: Any, scores: Tensor, lengths: Tensor) -> Tensor:
     """Return ``module._apply_normalization(scores, lengths)``: ``[A, B]`` or ``[A]`` over ``lengths [A]``.
 
-    The library's own waits for the device, to print a message where a score leaves [0, 1]. With the variable set to
-    ``later`` the message comes with a later call, or at exit, and nothing waits.
+    The library's own waits for the device twice, to print a message where a score leaves [0, 1]; here it is once. With
+    the variable set to ``later`` the message comes with a later call, or at exit, and nothing waits.
     """
     is_own = type(module)._apply_normalization is not _losses.ColbertModule._apply_normalization
-    if is_own or not scores.is_cuda or os.environ.get(VARIABLE, "now").strip().lower() != "later":
+    if is_own or not scores.is_cuda:
         return module._apply_normalization(scores, lengths)
     found = scores / (lengths.unsqueeze(1) if scores.ndim == 2 else lengths)
+    both = torch.stack(torch.aminmax(found.detach()))
+    if os.environ.get(VARIABLE, "now").strip().lower() != "later":
+        _say(both.cpu(), module.norm_tol)
+        return found
     report()
     extremes = torch.empty(2, dtype=found.dtype, pin_memory=True)
-    extremes.copy_(torch.stack(torch.aminmax(found.detach())), non_blocking=True)
+    extremes.copy_(both, non_blocking=True)
     arrival = torch.cuda.Event()
     arrival.record()
     _pending.append(_Pending(arrival, extremes, module.norm_tol))
@@ -59,9 +63,17 @@ def report(*, wait: bool = False) -> None:
             _pending.appendleft(pending)
             return
         pending.arrival.synchronize()
-        (least, greatest), tolerance = pending.extremes.tolist(), pending.tolerance
-        if least < -tolerance or greatest > 1 + tolerance:
-            print(f"Scores out of bounds after normalization: min={least:.4f}, max={greatest:.4f}, tol={tolerance}")
+        _say(pending.extremes, pending.tolerance)
+
+
+def _say(extremes: Tensor, tolerance: float) -> None:
+    """Print the library's message where the least or the greatest score is out of bounds; compared in their dtype."""
+    least, greatest = extremes
+    if least < -tolerance or greatest > 1 + tolerance:
+        print(
+            f"Scores out of bounds after normalization: min={least.item():.4f}, max={greatest.item():.4f}, "
+            f"tol={tolerance}"
+        )
 
 
 atexit.register(report, wait=True)

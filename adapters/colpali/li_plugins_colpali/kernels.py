@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from li_plugins.api import Decline
-from li_plugins.ops import arguments, explain_maxsim, maxsim, supports_maxsim
+from li_plugins.ops import arguments, explain_maxsim, maxsim
 from li_plugins_colpali import _requests
 
 if TYPE_CHECKING:
@@ -19,29 +19,23 @@ def maxsim_inbatch_lik(query: Tensor, doc: Tensor) -> Tensor | Decline:
 
     Where this declines, the library's own function runs: it raises ``LIKUnsupportedError`` or calls that kernel.
     """
-    request = _request(query, doc, document_rank=3)
-    return request if isinstance(request, Decline) else maxsim(**request)
+    return arguments.answered(_request(query, doc, document_rank=3), maxsim)
 
 
 def explain_maxsim_inbatch_lik(query: Tensor, doc: Tensor) -> object:
     """Say which kernel ``maxsim_inbatch_lik`` would use, or why the library's own code would run."""
-    request = _request(query, doc, document_rank=3)
-    return request if isinstance(request, Decline) else explain_maxsim(**request)
+    return arguments.answered(_request(query, doc, document_rank=3), explain_maxsim)
 
 
 def maxsim_kd_lik(query: Tensor, doc: Tensor) -> Tensor | Decline:
     """Score each query against its own candidates: ``[A, Lq, d]`` and ``[A, K, Ld, d]`` to ``[A, K]``."""
-    request = _request(query, doc, document_rank=4)
-    return request if isinstance(request, Decline) else maxsim(**request)
+    return arguments.answered(_request(query, doc, document_rank=4), maxsim)
 
 
 def explain_maxsim_kd_lik(query: Tensor, doc: Tensor) -> object:
     """Say which kernel ``maxsim_kd_lik`` would use, or why the library's own code would run."""
-    request = _request(query, doc, document_rank=4)
-    return request if isinstance(request, Decline) else explain_maxsim(**request)
+    return arguments.answered(_request(query, doc, document_rank=4), explain_maxsim)
 
 
 def _request(query: Tensor, doc: Tensor, *, document_rank: int) -> Request | Decline:
-    return _requests.named_backend() or arguments.supported(
-        _requests.dense(query, doc, document_rank=document_rank), supports_maxsim
-    )
+    return _requests.named_backend() or _requests.dense(query, doc, document_rank=document_rank)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from li_plugins.api import Decline
-from li_plugins.ops import arguments, maxsim, smooth_maxsim, supports_maxsim, supports_smooth_maxsim
+from li_plugins.ops import arguments, maxsim, smooth_maxsim
 from li_plugins_colpali import _requests, bounds
 
 _losses: Any = sys.modules["colpali_engine.loss.late_interaction_losses"]
@@ -118,11 +118,10 @@ def _scores(self: Any, queries: Tensor, documents: Tensor, *, document_rank: int
         # The library's dispatcher knows the user's backend; its kernel seam is ours.
         dispatcher = _losses.maxsim_inbatch if document_rank == 3 else _losses.maxsim_kd
         return dispatcher(queries, documents)
-    maximum, supports = (smooth_maxsim, supports_smooth_maxsim) if self.use_smooth_max else (maxsim, supports_maxsim)
     if self.use_smooth_max:
         request["tau"] = self.tau
-    request = _requests.named_backend() or arguments.supported(request, supports)
-    return request if isinstance(request, Decline) else maximum(**request)
+    maximum = smooth_maxsim if self.use_smooth_max else maxsim
+    return arguments.answered(_requests.named_backend() or request, maximum)
 
 
 def _foreign(self: Any) -> Decline | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,11 +70,9 @@ def maxsim(
         When no kernel serves the device.
     """
     tensors = queries, documents, query_weights, document_mask, document_lengths
-    kind = recipes.kind(tensors, "maxsim as given", mask_rule, out_dtype)
-    if kind is not None:
-        dispatch.keep_up()
-        if kind.recipe is not None:  # what has a recipe was valid
-            return autograd.again(tensors, mask_rule, out_dtype, kind)
+    kind = _kind(tensors, mask_rule, out_dtype)
+    if kind is not None and kind.recipe is not None:  # what has a recipe was valid
+        return autograd.again(tensors, mask_rule, out_dtype, kind)
     return autograd.scores(contract.dense(*tensors, mask_rule, out_dtype), kind)
 
 
@@ -153,10 +152,12 @@ def supports_maxsim(
     out_dtype: torch.dtype | None = None,
 ) -> Support:
     """Say whether ``maxsim`` would serve these arguments and by which kernel, from metadata alone."""
+    tensors = queries, documents, query_weights, document_mask, document_lengths
+    kind = _kind(tensors, mask_rule, out_dtype)
+    if kind is not None and kind.recipe is not None:
+        return Support(True, "the kernel that served calls of this kind before")
     try:
-        problem = contract.dense(
-            queries, documents, query_weights, document_mask, document_lengths, mask_rule, out_dtype
-        )
+        problem = contract.dense(*tensors, mask_rule, out_dtype)
     except BadInput as refusal:
         return Support(False, str(refusal))
     return dispatch.supports("maxsim", problem, _phase(problem))
@@ -259,6 +260,14 @@ def explain_maxsim_packed(
         max_document_length,
     )
     return dispatch.explain("maxsim", problem, _phase(problem))
+
+
+def _kind(tensors: tuple[Any, ...], mask_rule: MaskRule, out_dtype: torch.dtype | None) -> recipes.Kind | None:
+    """Return the kind of a dense call, whose recipe is of today's plugins."""
+    kind = recipes.kind(tensors, "maxsim as given", mask_rule, out_dtype)
+    if kind is not None:
+        dispatch.keep_up()
+    return kind
 
 
 def _phase(problem: Problem) -> dispatch.Phase:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from li_plugins.errors import BadInput
 from li_plugins.ops import checks, dispatch, forward_only
+from li_plugins.ops.described import fields
 from li_plugins.ops.near.problem import NearProblem
 
 __all__ = ["explain_near_documents", "near_documents"]
@@ -44,8 +45,11 @@ def near_documents(
         When the arguments have no meaning together. Documents and offsets are checked by value on the CPU only, of
         the centroids that are looked up.
     """
-    problem = _problem(centroid_scores, documents, centroid_offsets, ncells, document_count)
-    return _near_op(problem.centroid_scores, documents, centroid_offsets, ncells, document_count)
+    return _near_op.once_valid(
+        (centroid_scores, documents, centroid_offsets),
+        (ncells, document_count),
+        lambda: fields(_problem(centroid_scores, documents, centroid_offsets, ncells, document_count)),
+    )
 
 
 def explain_near_documents(

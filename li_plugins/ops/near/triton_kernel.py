@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from li_plugins.api import Support
+from li_plugins.ops import recipes
 from li_plugins.ops.launch import Launcher, Options
 from li_plugins.ops.maxsim.triton_arguments import plain, query_strides, rows
 from li_plugins.ops.maxsim.triton_device import on, support
@@ -42,10 +43,10 @@ class Near:
         block = SCORES // columns
         blocks = -(-centroids // block)
         with on(scores.device):
-            is_near = scores.new_zeros(problem.scores_shape, dtype=torch.uint8)
-            keys = torch.empty((queries, length, blocks * problem.ncells), dtype=torch.int64, device=scores.device)
+            is_near = recipes.zeros(problem.scores_shape, torch.bool, scores.device)
+            keys = recipes.empty((queries, length, blocks * problem.ncells), torch.int64, scores.device)
             listed, offsets = plain(problem.listed), plain(problem.centroid_offsets)
-            tensors = scores, keys, is_near
+            tensors = scores, keys, is_near.view(torch.uint8)
             for first in range(0, queries if length else 0, MOST_QUERIES):
                 count = min(queries - first, MOST_QUERIES)
                 some = tensors if count == queries else [part[first : first + count] for part in tensors]
@@ -67,7 +68,7 @@ class Near:
                     (KEYS, DOCUMENTS),
                     SECOND,
                 )
-        return is_near.view(torch.bool)
+        return is_near
 
 
 NEAR = Near()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from li_plugins.errors import BadInput
 from li_plugins.ops import checks, dispatch, forward_only
+from li_plugins.ops.described import fields
 from li_plugins.ops.residual.problem import CodeProblem, ResidualProblem, StoredProblem
 
 __all__ = ["code_maxsim", "explain_code_maxsim", "explain_residual_maxsim", "residual_maxsim"]
@@ -60,15 +61,12 @@ def residual_maxsim(
     BadInput
         When the arguments have no meaning together. Offsets and pairs are checked by value on the CPU only.
     """
-    problem = _residual(
-        queries, codes, residuals, centroids, bucket_weights, document_offsets, nbits, pairs, normalized, least,
-        out_dtype,
-    )  # fmt: skip
-    return _residual_op(
-        problem.codes, problem.document_offsets, problem.pair_queries, problem.pair_documents, problem.least,
-        problem.token_queries, problem.residuals, problem.centroids, problem.bucket_weights, problem.nbits,
-        problem.normalized, problem.out_dtype,
-    )  # fmt: skip
+    given = queries, codes, residuals, centroids, bucket_weights, document_offsets
+    return _residual_op.once_valid(
+        (*given, *_sides(pairs)),
+        (nbits, normalized, least, out_dtype),
+        lambda: fields(_residual(*given, nbits, pairs, normalized, least, out_dtype)),
+    )
 
 
 def explain_residual_maxsim(
@@ -124,11 +122,11 @@ def code_maxsim(
     BadInput
         When the arguments have no meaning together. Offsets and pairs are checked by value on the CPU only.
     """
-    problem = _code(centroid_scores, codes, document_offsets, pairs, kept, least)
-    return _code_op(
-        problem.codes, problem.document_offsets, problem.pair_queries, problem.pair_documents, problem.least,
-        problem.centroid_scores, problem.kept,
-    )  # fmt: skip
+    return _code_op.once_valid(
+        (centroid_scores, codes, document_offsets, *_sides(pairs), kept),
+        (least,),
+        lambda: fields(_code(centroid_scores, codes, document_offsets, pairs, kept, least)),
+    )
 
 
 def explain_code_maxsim(
@@ -207,6 +205,11 @@ def _documents(offsets: Tensor, pairs: Pairs | None, like: Tensor) -> tuple[Tens
         checks.tensor(name, side, 1, (torch.int64,), like)
     checks.size("pairs[1]", pairs[1], pairs[0].shape[0], "one for each of pairs[0]")
     return pairs[0], pairs[1]
+
+
+def _sides(pairs: Any) -> tuple[Any, Any]:
+    """Return both sides of pairs, or what is to be refused twice."""
+    return tuple(pairs) if isinstance(pairs, (tuple, list)) and len(pairs) == 2 else (pairs, pairs)
 
 
 def _check_values(problem: StoredProblem) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from li_plugins.api import Support
+from li_plugins.ops import recipes
 from li_plugins.ops.codec.norms import LEAST_NORMS
 from li_plugins.ops.launch import Launcher
 from li_plugins.ops.maxsim.triton_arguments import (
@@ -77,11 +78,11 @@ class Residual:
         if pair_queries is None:
             many = tuning.many(count, length, documents, problem.codes.shape[0], width, in_fp32, card)
         with on(device):
-            scores = queries.new_empty(problem.scores_shape, dtype=stored(problem.out_dtype))
+            scores = recipes.empty(problem.scores_shape, stored(problem.out_dtype), device)
             if many is not None:
                 shape = many.programs, many.blocks.CAPACITY, block_d
-                scratch = centroids.new_empty(shape, dtype=stored(centroids.dtype))
-                taken = queries.new_zeros(1, dtype=torch.int32)
+                scratch = recipes.empty(shape, stored(centroids.dtype), device)
+                taken = recipes.zeros((1,), torch.int32, device)
                 _launch_many(
                     (many.programs, 1, 1),
                     (*given, scratch, taken, scores),
@@ -123,7 +124,7 @@ class Code:
         documents, length = problem.document_offsets.shape[0] - 1, centroid_scores.shape[2]
         blocks = tuning.code(length)
         with on(centroid_scores.device):
-            scores = centroid_scores.new_empty(problem.scores_shape, dtype=problem.out_dtype)
+            scores = recipes.empty(problem.scores_shape, problem.out_dtype, centroid_scores.device)
             tensors = (
                 centroid_scores,
                 kept,

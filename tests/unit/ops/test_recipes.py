@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,20 +13,33 @@ import torch
 from torch import Tensor
 
 from li_plugins import api
-from li_plugins.ops import maxsim, recipes, smooth_maxsim
+from li_plugins.ops import _compat, maxsim, recipes, smooth_maxsim
 from li_plugins.ops.launch import Launcher, Options
+
+STREAM = 17
 
 
 class Adds:
     """``target = first + second * number``, as triton hands out a compiled kernel."""
 
+    function = packed_metadata = None
+
     def __init__(self) -> None:
-        self.launches = 0
+        self.launches = self.watched = 0
 
     def __getitem__(self, grid: tuple[int, int, int]) -> Any:
-        return self.run
+        return self.described
 
-    def run(self, first: int, second: int | None, target: int, size: int, number: float) -> None:
+    def described(self, *values: Any) -> None:
+        self.watched += 1
+        self.compute(*values)
+
+    def run(self, x: int, y: int, z: int, stream: int, *arguments: Any) -> None:
+        assert (x, y, z, stream) == (1, 1, 1, STREAM)
+        assert arguments[:5] == (None,) * 5
+        self.compute(*arguments[5:])
+
+    def compute(self, first: int, second: int | None, target: int, size: int, number: float) -> None:
         self.launches += 1
         at = [None if address is None else values(address, size) for address in (first, second, target)]
         at[2][:] = at[0] + (0 if at[1] is None else at[1] * number)
@@ -39,8 +53,10 @@ def values(address: int, size: int) -> Any:
 def adds(monkeypatch: pytest.MonkeyPatch) -> Iterator[Adds]:
     """Yield the compiled kernel of ``launch``, on a CPU that counts as the current GPU."""
     compiled = Adds()
+    monkeypatch.setattr(recipes, "RECORDED", 2)
     monkeypatch.setattr(recipes, "_is_here", lambda device: True)
     monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: STREAM, raising=False)
     recipes.forget()
     yield compiled
     recipes.forget()
@@ -108,6 +124,63 @@ def test_the_third_call_follows_the_recipe(adds: Adds) -> None:
         assert call.count == min(number + 1, 2)
         assert call.tally == [number + 1], "a counter goes on"
     assert adds.launches == 10
+
+
+def test_what_is_called_a_few_times_is_not_recorded(adds: Adds, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "RECORDED", 5)
+    recorders: list[Any] = []
+    make = recipes._Recorder
+    monkeypatch.setattr(recipes, "_Recorder", lambda inputs: recorders.append(make(inputs)) or recorders[-1])
+    call = Call(adds)
+    for number in range(4):
+        for size in (3, 6, 9):
+            call(drawn(size), None)
+        assert (call.count, recorders) == (3 * number + 3, [])
+    for _ in range(4):
+        call(drawn(6), None)
+    assert (call.count, len(recorders)) == (13, 1)
+
+
+@pytest.mark.parametrize("name", ["launch_enter_hook", "launch_exit_hook"])
+def test_who_watches_launches_is_told_of_each(adds: Adds, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    call, first = Call(adds), drawn()
+    for _ in range(4):
+        call(first, None)
+    assert adds.watched == 0
+    hooks = _compat._launch_hooks()
+    monkeypatch.setattr(hooks, name, lambda *_: None)
+    torch.testing.assert_close(call(first, None)[0], expected(first, None))
+    assert (adds.watched, call.count) == (2, 2)
+    monkeypatch.undo()
+
+
+def test_small_temporary_memory_is_one_block(adds: Adds, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def long_way(first: Tensor) -> tuple[Tensor | None, ...]:
+        place = first.dtype, first.device
+        parts = [recipes.empty(first.shape, *place) for _ in range(3)]
+        large = recipes.empty((recipes.PART // 4 + 1,), *place)
+        result = recipes.empty(first.shape, *place)
+        steps = [first, parts[0], large, parts[1], parts[2], result]
+        for number, (source, target) in enumerate(pairwise(steps)):
+            launch(adds, (source, steps[0] if number else None, target), first.numel(), float(number))
+        return (result,)
+
+    def empty(shape: Any, **settings: Any) -> Tensor:
+        memory = original(shape, **settings)
+        asked.append(memory.nbytes)
+        return memory
+
+    original = torch.empty
+    for number in range(5):
+        first = drawn(200)
+        if number == 4:
+            monkeypatch.setattr(torch, "empty", empty)
+        (result,) = recipes.run(recipes.kind((first,), "parts"), (first,), lambda given=first: long_way(given))
+        torch.testing.assert_close(result, first * (1 + 1 + 2 + 3 + 4))
+    # the recipe knows the function that it was recorded with; the block is asked for anew
+    assert asked == [3 * 1024]
 
 
 def test_results_are_new_memory_each_time(adds: Adds) -> None:
@@ -207,7 +280,7 @@ def test_one_tensor_given_twice_has_no_recipe(adds: Adds) -> None:
 def test_a_launch_through_triton_has_no_recipe(adds: Adds) -> None:
     class Function:
         def __getitem__(self, grid: tuple[int, int, int]) -> Any:
-            return lambda first, second, target, size, number, **options: adds.run(
+            return lambda first, second, target, size, number, **options: adds.compute(
                 first.data_ptr(), None, target.data_ptr(), size, number
             )
 
@@ -247,7 +320,7 @@ def test_a_result_that_no_launch_writes_has_no_recipe(adds: Adds) -> None:
 
     def long_way() -> tuple[Tensor]:
         target = recipes.empty(first.shape, first.dtype, first.device)
-        adds.run(first.data_ptr(), None, target.data_ptr(), 6, 0.0)
+        adds.compute(first.data_ptr(), None, target.data_ptr(), 6, 0.0)
         return (target,)
 
     kind = recipes.kind((first,), "by other means")
@@ -343,7 +416,7 @@ def test_forgetting_reaches_what_is_being_recorded(adds: Adds) -> None:
         recipes.forget()
         return copied(adds, first)
 
-    kind.reason = "called once"
+    kind._calls = recipes.RECORDED - 1
     kind.run((first,), long_way)
     assert kind.recipe is None
 
