@@ -144,6 +144,11 @@ def forget() -> None:
     _kinds.clear()
 
 
+def generation() -> int:
+    """Return how often all was forgotten, for who remembers launches elsewhere."""
+    return _generation
+
+
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return new memory."""
     return _made(torch.empty, shape, {"dtype": dtype, "device": device})

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from li_plugins.api import Decline
 from li_plugins.ops import arguments
-from li_plugins_colbert import ranking, residency, stages
+from li_plugins_colbert import candidates, ranking, residency, stages
 
 MOST_BYTES = 1 << 29
 """How much memory the similarities of centroids, the marks of passages and the candidates may take: so many queries."""
@@ -58,8 +58,18 @@ def explain_search_all_q(
 
 def _ranked(ranker: Any, config: Any, queries: Tensor, k: int) -> list[tuple[list[int], list[float]]]:
     """Return pids and scores of each of ``queries``, best first, as ``IndexScorer.rank`` for one of them."""
-    centroids = ranker.codec.centroids
-    pairs, scores = ranking.searched(ranker, config, queries.cuda().to(centroids), torch.float32)
+    stored, codec = residency.of(ranker), ranker.codec
+    centroids = codec.centroids
+    queries = queries.cuda().to(centroids)
+    found = candidates.of_queries(stored, centroids, queries[:, : config.query_maxlen], config.ncells)
+    pairs = stages.pruned(
+        stored,
+        found.centroid_scores,
+        (found.queries, found.passages),
+        config.centroid_score_threshold,
+        config.ndocs,
+    )
+    scores = stages.scored(stored, codec, queries, pairs, torch.float32)
     chosen = stages.best(pairs[0], scores, k, len(queries), in_order=True)
     counts = torch.bincount(pairs[0][chosen], minlength=len(queries)).tolist()
     # rounded to the library's dtype after they are in order

@@ -35,8 +35,8 @@ def generate_candidates(self: Any, config: Any, Q: Tensor) -> tuple[Tensor, Tens
     if not self.use_gpu:
         passages, scores = self.generate_candidate_pids(Q.squeeze(0), config.ncells)
         return passages.unique(), scores
-    passages, scores = _of_one(residency.of(self), self.codec.centroids, Q.cuda().half(), config.ncells)
-    return passages.int(), scores[0]
+    found = of_queries(residency.of(self), self.codec.centroids, Q.cuda().half(), config.ncells)
+    return found.passages.int(), found.centroid_scores[0]
 
 
 def explain_generate_candidates(self: Any, config: Any, Q: Tensor) -> object:
@@ -54,23 +54,31 @@ def of_queries(stored: residency.Stored, centroids: Tensor, queries: Tensor, nce
     It waits for the device once, however many queries there are: for how many pairs there are; twice more where
     the passages of the centroids are on the host.
     """
+    scores = similarities(centroids, queries)
+    return listed(near(stored, scores, ncells), scores)
+
+
+def similarities(centroids: Tensor, queries: Tensor) -> Tensor:
+    """Return the similarities of ``centroids [K, dim]`` with ``queries [A, Lq, dim]``: ``[A, K, Lq]``.
+
+    Contiguous along the tokens of a query, whose scores are read together; matmul may lay them out the other way.
+    """
     count = len(queries)
     if count == 1:
-        passages, scores = _of_one(stored, centroids, queries, ncells)
+        return torch.mm(centroids, queries[0].T)[None]
+    return torch.bmm(centroids.expand(count, *centroids.shape), queries.mT)
+
+
+def listed(is_near: Tensor, scores: Tensor) -> Candidates:
+    """Return the passages that are near each query, ``is_near [A, passages]``; it waits for how many there are."""
+    if len(is_near) == 1:
+        passages = is_near.squeeze(0).nonzero().squeeze(1)
         return Candidates(torch.zeros_like(passages), passages, scores)
-    # contiguous along the tokens of a query, whose scores are read together; matmul may lay them out the other way
-    scores = torch.bmm(centroids.expand(count, *centroids.shape), queries.mT)
-    asked, passages = _near(stored, scores, ncells).nonzero().unbind(1)
+    asked, passages = is_near.nonzero().unbind(1)
     return Candidates(asked.contiguous(), passages.contiguous(), scores)
 
 
-def _of_one(stored: residency.Stored, centroids: Tensor, queries: Tensor, ncells: int) -> tuple[Tensor, Tensor]:
-    """Return the passages ``[P]`` near the only one of ``queries [1, Lq, dim]``, and its scores ``[1, K, Lq]``."""
-    scores = torch.mm(centroids, queries[0].T)[None]
-    return _near(stored, scores, ncells).squeeze(0).nonzero().squeeze(1), scores
-
-
-def _near(stored: residency.Stored, scores: Tensor, ncells: int) -> Tensor:
+def near(stored: residency.Stored, scores: Tensor, ncells: int) -> Tensor:
     """Return which passages are near each query, ``[A, passages]`` bool."""
     passages, offsets = stored.cells
     total = len(stored.offsets) - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,13 +28,10 @@ def rank(
         return refusal
     with torch.inference_mode():
         if self.use_gpu:
-            centroids = self.codec.centroids
-            (_, passages), scores = searched(self, config, Q.cuda().to(centroids), centroids.dtype)
-            if not len(scores):
-                return Decline("no candidates: colbert-ai's own error is the answer")
-        else:
-            passages, centroid_scores = self.retrieve(config, Q)
-            scores, passages = self.score_pids(config, Q, passages, centroid_scores)
+            found = _on_gpu(self, config, Q.cuda())
+            return found if found[0] else Decline("no candidates: colbert-ai's own error is the answer")
+        passages, centroid_scores = self.retrieve(config, Q)
+        scores, passages = self.score_pids(config, Q, passages, centroid_scores)
         values, order = scores.sort(descending=True)
         return passages.index_select(0, order).tolist(), values.tolist()
 
@@ -46,21 +44,47 @@ def explain_rank(self: Any, config: Any, Q: Tensor, filter_fn: Any = None, pids:
     return f"all stages at once; {residency.of(self).why}"
 
 
-def searched(scorer: Any, config: Any, queries: Tensor, out_dtype: torch.dtype) -> tuple[stages.Pairs, Tensor]:
-    """Return the pairs of ``queries [A, Lq, dim]`` and passages that pruning leaves, and their scores ``[P]``.
-
-    The queries are where the centroids are, and have their dtype.
-    """
+def _on_gpu(scorer: Any, config: Any, queries: Tensor) -> tuple[list[int], list[float]]:
+    """Return passages and scores, none where there are no candidates; by graphs if such searches come often."""
     stored, codec = residency.of(scorer), scorer.codec
-    found = candidates.of_queries(stored, codec.centroids, queries[:, : config.query_maxlen], config.ncells)
-    pairs = stages.pruned(
-        stored,
-        found.centroid_scores,
-        (found.queries, found.passages),
-        config.centroid_score_threshold,
-        config.ndocs,
-    )
-    return pairs, stages.scored(stored, codec, queries, pairs, out_dtype)
+    if stored.searches is None:
+        return _found(stored, codec, config, queries, _launched)
+    with stored.searches.lock:
+        settings = config.query_maxlen, config.ncells, config.centroid_score_threshold, config.ndocs
+        read = [(part.data_ptr(), part.shape) for part in (codec.centroids, codec.bucket_weights)]
+        kind = stored.searches.kind(queries.shape, queries.dtype, codec.nbits, *settings, *read)
+        return _found(stored, codec, config, queries, _launched if kind is None else kind.run)
+
+
+def _launched(part: str, function: Callable[..., Any], *inputs: Tensor) -> Any:
+    """Launch a part of a search as it is."""
+    return function(*inputs)
+
+
+def _found(
+    stored: residency.Stored, codec: Any, config: Any, queries: Tensor, run: Callable[..., Any]
+) -> tuple[list[int], list[float]]:
+    """Return passages and scores, the best first; ``run`` does both parts of the search whose launches are the same."""
+    centroids, count = codec.centroids, config.ndocs
+
+    def near(queries: Tensor) -> tuple[Tensor, ...]:
+        queries = queries.to(centroids)
+        scores = candidates.similarities(centroids, queries[:, : config.query_maxlen])
+        is_kept = scores.amax(-1) >= config.centroid_score_threshold
+        return queries, scores, is_kept, candidates.near(stored, scores, config.ncells)
+
+    def ranked(queries: Tensor, scores: Tensor, passages: Tensor) -> tuple[Tensor, Tensor]:
+        pairs = stages.left(stored, scores, (torch.zeros_like(passages), passages), count // 4)
+        values, order = stages.scored(stored, codec, queries, pairs, centroids.dtype).sort(descending=True)
+        return pairs[1].index_select(0, order), values
+
+    queries, scores, is_kept, is_near = run("near", near, queries)
+    found = candidates.listed(is_near, scores)
+    _, passages = stages.left(stored, scores, (found.queries, found.passages), count, is_kept)
+    if not len(passages):
+        return [], []
+    passages, values = (run if len(passages) == count else _launched)("ranked", ranked, queries, scores, passages)
+    return passages.tolist(), values.tolist()
 
 
 def unranked(scorer: Any, config: Any, queries: Any, filter_fn: Any, pids: Any) -> Decline | None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from li_plugins.ops.spans import rows_of
+from li_plugins_colbert.graphs import Searches
 
 KEPT = "_li_plugins_stored"
 """Where a scorer has what was decided for its index."""
@@ -45,6 +46,8 @@ class Stored(NamedTuple):
     """The passages of the centroids; the offsets are on the device."""
     why: str
     """Where everything lies, and why."""
+    searches: Searches | None = None
+    """What is remembered of searches, where everything lies on a GPU."""
 
     def tokens(self, documents: Tensor, *, residuals: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return codes, residuals and offsets on the device, and where ``documents [n]`` are among them.
@@ -139,7 +142,9 @@ def _placed(sources: tuple[Tensor, ...], device: torch.device, kept: dict[int, T
         size = f"{_mebibytes(part.nbytes)} of {name}"
         said.append(f"{size} on {device}" if fits else f"{size} in the host's memory: {_mebibytes(room)} are left")
     codes, passages, residuals = placed
-    return Stored(sources, device, codes, residuals, offsets, Ragged(passages, begins), ", ".join(said))
+    everywhere = device.type == "cuda" and all(part.device == device for part in placed)
+    searches = Searches() if everywhere else None
+    return Stored(sources, device, codes, residuals, offsets, Ragged(passages, begins), ", ".join(said), searches)
 
 
 def _mebibytes(count: int) -> str:

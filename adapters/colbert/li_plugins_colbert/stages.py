@@ -24,18 +24,22 @@ def pruned(stored: Stored, centroid_scores: Tensor, pairs: Pairs, threshold: flo
 
     ``centroid_scores [A, K, Lq]``; a centroid is near a query where one of its scores is at least ``threshold``.
     """
-    for first, count in ((True, ndocs), (False, ndocs // 4)):
-        queries, passages = pairs
-        if len(queries) <= count:
-            continue  # none is left out, whatever they score
-        near = centroid_scores.amax(-1) >= threshold if first else None
-        codes, _, offsets, documents = stored.tokens(passages, residuals=False)
-        scores = code_maxsim(centroid_scores, codes, offsets, pairs=(queries, documents), kept=near, least=MASKED)
-        chosen = best(queries, scores, count, len(centroid_scores), in_order=False)
-        # those of one query are all the same
-        queries = queries[: len(chosen)] if len(centroid_scores) == 1 else queries.index_select(0, chosen)
-        pairs = queries, passages.index_select(0, chosen)
-    return pairs
+    if len(pairs[0]) > ndocs:
+        pairs = left(stored, centroid_scores, pairs, ndocs, centroid_scores.amax(-1) >= threshold)
+    return left(stored, centroid_scores, pairs, ndocs // 4)
+
+
+def left(stored: Stored, centroid_scores: Tensor, pairs: Pairs, count: int, near: Tensor | None = None) -> Pairs:
+    """Return the ``count`` best passages of each query by the centroids that are ``near [A, K]``, or by all."""
+    queries, passages = pairs
+    if len(queries) <= count:
+        return pairs  # none is left out, whatever they score
+    codes, _, offsets, documents = stored.tokens(passages, residuals=False)
+    scores = code_maxsim(centroid_scores, codes, offsets, pairs=(queries, documents), kept=near, least=MASKED)
+    chosen = best(queries, scores, count, len(centroid_scores), in_order=False)
+    # those of one query are all the same
+    queries = queries[: len(chosen)] if len(centroid_scores) == 1 else queries.index_select(0, chosen)
+    return queries, passages.index_select(0, chosen)
 
 
 def scored(stored: Stored, codec: Any, queries: Tensor, pairs: Pairs, out_dtype: torch.dtype) -> Tensor:

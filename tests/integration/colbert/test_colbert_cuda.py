@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from gpu_cases import *  # noqa: F403 - its tests are collected here
 from gpu_cases import assert_same, ranking, training
 from gpu_codec_cases import *  # noqa: F403 - likewise
 from gpu_codec_cases import ATTRIBUTES, decompress_residuals, library, packbits, unit
-from li_plugins_colbert import residency
+from li_plugins_colbert import graphs, residency
 
 import li_plugins
 from li_plugins.testing.parity import assert_parity
@@ -123,3 +125,74 @@ def test_a_search_asks_for_no_memory_of_the_device(
     searcher = tiny_colbert.searcher(checkpoint, tmp_path, texts)
     monkeypatch.setattr(residency, "free_bytes", lambda device: pytest.fail("asked in a search"))
     assert searcher.search(texts[7], k=1)[0] == [7]
+
+
+FEW = {"ncells": 3, "ndocs": 24, "centroid_score_threshold": 0.3}
+"""Settings with so few candidates that both stages leave some out."""
+
+
+def test_searches_by_graphs(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = tiny_colbert.passages()
+    tiny_colbert.build(checkpoint, tmp_path, texts)
+    searcher = tiny_colbert.searcher(checkpoint, tmp_path, texts, **FEW)
+    with monkeypatch.context() as patch:
+        patch.setattr(graphs, "CAPTURED", 10**9)
+        expected = ranking(searcher)
+    made, make = [], graphs.Graph
+    monkeypatch.setattr(graphs, "Graph", lambda *given: made.append(make(*given)) or made[-1])
+    before = None
+    for _ in range(4):
+        assert_same(ranking(searcher), expected)
+        before, memory = torch.cuda.memory_allocated(), before
+    assert len(made) == 2
+    assert before == memory, "a search leaves nothing behind"
+    # what lies elsewhere is captured anew
+    searcher.ranker.embeddings.codes = searcher.ranker.embeddings.codes.clone()
+    for _ in range(2):
+        assert_same(ranking(searcher), expected)
+    assert len(made) == 4
+
+
+def test_searches_of_several_threads(checkpoint: Path, tmp_path: Path) -> None:
+    texts = tiny_colbert.passages()
+    tiny_colbert.build(checkpoint, tmp_path, texts)
+    searcher = tiny_colbert.searcher(checkpoint, tmp_path, texts, **FEW)
+    embedded = [searcher.encode([text]) for text in texts[::7]]
+
+    def search(turn: int) -> list[tuple[list[int], list[float]]]:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
+            order = [(turn + step) % len(embedded) for step in range(len(embedded))]
+            found = {place: searcher.dense_search(embedded[place], 10) for place in order}
+        return [(found[place][0], found[place][2]) for place in sorted(found)]
+
+    expected = search(0)
+    with ThreadPoolExecutor(4) as threads:
+        for found in threads.map(search, range(12)):
+            assert_same(found, expected)
+
+
+def test_a_search_while_somebody_else_works(checkpoint: Path, tmp_path: Path) -> None:
+    """Captures go on where other threads allocate memory and wait for the device."""
+    texts = tiny_colbert.passages()
+    tiny_colbert.build(checkpoint, tmp_path, texts)
+    searcher = tiny_colbert.searcher(checkpoint, tmp_path, texts, **FEW)
+    ended = Event()
+
+    def work() -> int:
+        times = 0
+        while not ended.is_set():
+            torch.cuda.empty_cache()
+            torch.ones(1 << 22, device="cuda").sum().item()
+            times += 1
+        return times
+
+    with ThreadPoolExecutor(1) as threads:
+        working = threads.submit(work)
+        try:
+            found = [ranking(searcher) for _ in range(3)]
+        finally:
+            ended.set()
+        assert working.result() > 0
+    assert_same(found[0], found[1])
+    assert_same(found[0], found[2])

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
+import tiny_colbert
 import torch
 from gpu_cases import *  # noqa: F403 - its tests are collected here
+from gpu_cases import assert_same, ranking
 from gpu_codec_cases import *  # noqa: F403 - likewise
-from li_plugins_colbert import candidates, stages
+from li_plugins_colbert import candidates, graphs, residency, stages
 from li_plugins_colbert.residency import Ragged, Stored
 from pretended_gpu import pretended_gpu
+from torch import Tensor
+
+from li_plugins.ops import recipes
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is seen: test_colbert_cuda.py has these cases")
 
@@ -73,3 +80,118 @@ def test_best(owners: list[int], in_order: bool) -> None:
         for query, run in enumerate(runs):
             order = sorted((p for p in range(len(owners)) if owners[p] == query), key=lambda p: -scores[p])[:count]
             assert (run if in_order else sorted(run)) == (order if in_order else sorted(order))
+
+
+class Again:
+    """A CUDA graph without CUDA: computes from what lies at its places, whatever a call is given."""
+
+    made: ClassVar[list[Again]] = []
+
+    def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor], standing: Sequence[Tensor] = ()) -> None:
+        self.inputs = [tensor if any(tensor is other for other in standing) else tensor.clone() for tensor in inputs]
+        self.function, self.calls = function, 0
+        self.results = tuple(result.clone() for result in function(*self.inputs))
+        self.made.append(self)
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        self.calls += 1
+        for place, tensor in zip(self.inputs, inputs, strict=True):
+            if place is not tensor:
+                place.copy_(tensor)
+        for place, result in zip(self.results, self.function(*self.inputs), strict=True):
+            place.copy_(result)
+        return self.results
+
+
+@pytest.fixture
+def remembers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Return what lets a searcher remember searches, by graphs that need no GPU."""
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    monkeypatch.setattr(graphs, "Graph", Again)
+    monkeypatch.setattr(Again, "made", [])
+
+    def begin(searcher: Any) -> None:
+        stored = residency.of(searcher.ranker)
+        setattr(searcher.ranker, residency.KEPT, stored._replace(searches=graphs.Searches()))
+
+    return begin
+
+
+FEW = {"ncells": 3, "ndocs": 24, "centroid_score_threshold": 0.3}
+"""Settings with so few candidates that both stages leave some out."""
+
+
+def test_searches_by_graphs(checkpoint: Path, tmp_path: Path, remembers: Callable[[Any], None]) -> None:
+    texts = tiny_colbert.passages()
+    tiny_colbert.build(checkpoint, tmp_path, texts)
+    expected = ranking(tiny_colbert.searcher(checkpoint, tmp_path, texts, **FEW))
+    searcher = tiny_colbert.searcher(checkpoint, tmp_path, texts, **FEW)
+    remembers(searcher)
+    for times in range(3):
+        assert ranking(searcher) == expected
+        searches = (times + 1) * len(expected) - graphs.CAPTURED + 1
+        assert [graph.calls for graph in Again.made] == [searches] * 2
+    near, ranked = Again.made
+    assert ranked.inputs[1] is near.results[1], "the similarities are read where they are"
+    # other settings are another kind
+    searcher.configure(ndocs=20)
+    others = ranking(searcher)
+    assert len(Again.made) == 4
+    assert others != expected
+    searcher.configure(ndocs=24)
+    assert ranking(searcher) == expected
+    assert len(Again.made) == 4
+
+
+def test_fewer_candidates_than_are_left(checkpoint: Path, tmp_path: Path, remembers: Callable[[Any], None]) -> None:
+    texts = tiny_colbert.passages()
+    tiny_colbert.build(checkpoint, tmp_path, texts)
+    expected = ranking(tiny_colbert.searcher(checkpoint, tmp_path, texts))
+    searcher = tiny_colbert.searcher(checkpoint, tmp_path, texts)
+    remembers(searcher)
+    for _ in range(2):
+        assert ranking(searcher) == expected
+    assert len(Again.made) == 1, "what is ranked has no shape of its own"
+
+
+@pytest.mark.parametrize("part", [1, 2])
+def test_what_is_not_captured_is_launched(
+    checkpoint: Path,
+    tmp_path: Path,
+    remembers: Callable[[Any], None],
+    part: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    texts = tiny_colbert.passages()
+    tiny_colbert.build(checkpoint, tmp_path, texts)
+    expected = ranking(tiny_colbert.searcher(checkpoint, tmp_path, texts, **FEW))
+    searcher = tiny_colbert.searcher(checkpoint, tmp_path, texts, **FEW)
+    remembers(searcher)
+    tried = []
+
+    def graph(*given: Any) -> Again:
+        tried.append(given)
+        if len(tried) == part:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return Again(*given)
+
+    monkeypatch.setattr(graphs, "Graph", graph)
+    for _ in range(3):
+        assert ranking(searcher) == expected
+    assert (len(tried), len(Again.made)) == (2, 1)
+
+
+def test_kinds_end(checkpoint: Path, tmp_path: Path, remembers: Callable[[Any], None]) -> None:
+    texts = tiny_colbert.passages()
+    tiny_colbert.build(checkpoint, tmp_path, texts)
+    searcher = tiny_colbert.searcher(checkpoint, tmp_path, texts, **FEW)
+    remembers(searcher)
+    found = {}
+    for ndocs in range(8, 12 + graphs.MOST):
+        searcher.configure(ndocs=ndocs)
+        found[ndocs] = ranking(searcher)
+    assert len(Again.made) == 2 * graphs.MOST
+    recipes.forget()  # other kernels may be chosen now
+    for ndocs in (8, 11 + graphs.MOST):
+        searcher.configure(ndocs=ndocs)
+        assert_same(ranking(searcher), found[ndocs])

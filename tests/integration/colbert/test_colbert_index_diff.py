@@ -71,6 +71,7 @@ def test_other_bits(checkpoint: Path, tmp_path: Path, texts: list[str]) -> None:
     assert [cause.artifact for cause in report.diagnosis.causes] == ["settings"]
 
 
+@pytest.mark.allow_fallback(reason="passages that are given come between the stages of rank")
 def test_rankings_are_those_of_a_search_of_all_passages(checkpoint: Path, tmp_path: Path, texts: list[str]) -> None:
     index = tiny_colbert.build(checkpoint, tmp_path, texts)
     searcher = tiny_colbert.searcher(checkpoint, tmp_path, texts)
