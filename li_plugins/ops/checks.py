@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -69,6 +70,13 @@ def values_below(name: str, values: Tensor, end: int) -> None:
     low, high = (int(bound) for bound in values.aminmax())
     if low < 0 or high >= end:
         raise BadInput(f"{name} lie in [0, {end})", f"{low} to {high}", "take codes and centroids from one index")
+
+
+def number(name: str, value: Any) -> float:
+    """Return a real number as float; refuse anything else."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise BadInput(f"{name} is a number", repr(value), "pass a float")
+    return float(value)
 
 
 def stored(

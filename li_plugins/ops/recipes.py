@@ -25,7 +25,7 @@ from li_plugins.ops import _compat
 Results = TypeVar("Results", bound=tuple[Tensor | None, ...])
 
 MOST = 4096
-"""Kinds that are remembered; then the oldest is forgotten."""
+"""Kinds that are remembered; then an old one is forgotten."""
 
 RECORDED = 8
 """Which call of a kind is recorded: to watch a call takes as long as some eight of them save, so that kinds that come
@@ -107,9 +107,17 @@ def kind(tensors: Sequence[Any], *plain: object, kinds: dict[tuple[Any, ...], Ki
         return None
     if key is not None and found is None:
         if len(kinds) >= MOST:
-            kinds.pop(next(iter(kinds)), None)
+            _forget_one(kinds)
         found = kinds[key] = Kind()
     return found
+
+
+def _forget_one(kinds: dict[tuple[Any, ...], Kind]) -> None:
+    """Forget the oldest kind without a recipe: those of ragged calls come once each, and there is no end of them."""
+    try:
+        kinds.pop(next((key for key, kind in kinds.items() if kind.recipe is None), next(iter(kinds))), None)
+    except (RuntimeError, StopIteration):  # another thread adds or forgets one
+        return
 
 
 def _key(tensors: Sequence[Any], plain: tuple[object, ...]) -> tuple[Any, ...] | None:

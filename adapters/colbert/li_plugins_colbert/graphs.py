@@ -1,13 +1,17 @@
-"""Searches of one kind as CUDA graphs: what a search launches between its waits is launched by two calls of the host.
+"""Searches of one kind as CUDA graphs, for who asks for them: two calls of the host launch most of a search.
 
 A search of one query is some thirty short launches, which a GPU works off faster than a host can make them. Most depend
 on nothing but settings and the query's shape: all before the candidates are known, and all after the first pruning, as
 it leaves the same number of passages each time. These are captured when a kind of search has come a few times.
+
+While torch captures, its random numbers on that GPU are not to be had, for other threads either (up to torch 2.11, they
+get an error). Nobody should meet that who did not ask for it, so the variable is off by default.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -15,14 +19,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from li_plugins.ops import recipes
+from li_plugins.ops import dispatch, recipes
 
 logger = logging.getLogger("li_plugins.colbert")
 
+VARIABLE = "LI_PLUGINS_COLBERT_GRAPHS"
 CAPTURED = 8
-"""Which search of a kind is captured: that takes as long as a few searches."""
+"""Which run of a part is captured: that takes as long as a few searches, and all kernels have to be loaded before."""
 MOST = 16
-"""Kinds of searches that an index has graphs for; further ones are launched one by one."""
+"""Kinds of searches that an index has graphs for; then the one that was longest not searched for is forgotten."""
+
+CAPTURABLE = {"triton"}
+"""Kernels that are known to launch alone; one that waits for the device breaks a capture."""
+
+lock = threading.RLock()
+"""Held from the first input of a search to its results on the host; torch captures one graph of a process at a time."""
+_failures: list[str] = []
+"""Why a capture failed, after which torch may be in no state for another."""
+
+
+def are_asked_for() -> bool:
+    """Tell whether the user wants graphs, and none has failed."""
+    return os.environ.get(VARIABLE, "0").strip() == "1" and not _failures
 
 
 class Graph:
@@ -37,8 +55,8 @@ class Graph:
         here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
-            # other threads may go on as they like
-            self._graph.capture_begin(capture_error_mode="thread_local")
+            with torch.inference_mode(False):  # what torch allocates for all graphs is written to outside of it, too
+                self._graph.capture_begin(capture_error_mode="thread_local")
             try:
                 self.results = function(*self.inputs)
             finally:
@@ -55,22 +73,25 @@ class Graph:
 
 
 class Searches:
-    """The kinds of searches that an index has seen, and their graphs; one search at a time."""
+    """The kinds of searches that an index has seen lately, and their graphs."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        """Held from the first input of a search to its results on the host."""
         self._kinds: dict[Hashable, Kind] = {}
+        self._generation = recipes.generation()
 
-    def kind(self, *key: Hashable) -> Kind | None:
-        """Return the kind of a search, counted; ``None`` where there are too many."""
-        key = (recipes.generation(), torch.cuda.current_device(), *key)
-        found = self._kinds.get(key)
-        if found is None:
-            if len(self._kinds) >= MOST:
-                return None
-            found = self._kinds[key] = Kind()
-        found.searches += 1
+    def __reduce__(self) -> tuple[type[Searches], tuple[()]]:
+        """Leave graphs behind: they are of this process."""
+        return Searches, ()
+
+    def kind(self, *key: Hashable) -> Kind:
+        """Return the kind of a search; all are forgotten when other kernels may be chosen."""
+        if self._generation != recipes.generation():
+            self._kinds.clear()
+            self._generation = recipes.generation()
+        found = self._kinds.pop(key, None) or Kind()
+        self._kinds[key] = found
+        if len(self._kinds) > MOST:
+            del self._kinds[next(iter(self._kinds))]
         return found
 
 
@@ -78,7 +99,7 @@ class Kind:
     """Searches whose launches are the same."""
 
     def __init__(self) -> None:
-        self.searches = 0
+        self._runs: dict[str, int] = {}
         self._graphs: dict[str, Graph | None] = {}
 
     def run(self, part: str, function: Callable[..., Any], *inputs: Tensor) -> Any:
@@ -86,13 +107,23 @@ class Kind:
         if part in self._graphs:
             graph = self._graphs[part]
             return function(*inputs) if graph is None else graph(*inputs)
-        if self.searches < CAPTURED:
+        runs = self._runs[part] = self._runs.get(part, 0) + 1
+        if runs < CAPTURED - 1:
             return function(*inputs)
+        if runs == CAPTURED - 1:
+            before = dispatch.counters()
+            results = function(*inputs)
+            others = sorted({kernel for _, kernel in dispatch.counters() - before} - CAPTURABLE)
+            if others:
+                self._graphs[part] = None
+                logger.info("no CUDA graph of a search: it runs on %s", ", ".join(others))
+            return results
         standing = [tensor for graph in self._graphs.values() if graph is not None for tensor in graph.results]
         try:
             graph = Graph(function, inputs, standing)
         except RuntimeError as error:
-            logger.info("%s is not captured, and is launched as before: %s", part, error)
+            _failures.append(str(error))
+            logger.warning("li_plugins: no CUDA graphs of searches from now on, since a capture failed: %s", error)
             self._graphs[part] = None
             return function(*inputs)
         self._graphs[part] = graph

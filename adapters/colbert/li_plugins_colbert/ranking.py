@@ -11,7 +11,7 @@ from torch import Tensor
 
 from li_plugins.api import Decline
 from li_plugins.ops import arguments
-from li_plugins_colbert import candidates, residency, search, stages
+from li_plugins_colbert import candidates, graphs, residency, search, stages
 
 STEPS = ("retrieve", "generate_candidates", "score_pids")
 """What the library's ``rank`` calls."""
@@ -45,15 +45,25 @@ def explain_rank(self: Any, config: Any, Q: Tensor, filter_fn: Any = None, pids:
 
 
 def _on_gpu(scorer: Any, config: Any, queries: Tensor) -> tuple[list[int], list[float]]:
-    """Return passages and scores, none where there are no candidates; by graphs if such searches come often."""
+    """Return passages and scores, none where there are no candidates; by graphs if they are asked for."""
     stored, codec = residency.of(scorer), scorer.codec
-    if stored.searches is None:
+    here = stored.device.index == torch.cuda.current_device() if graphs.are_asked_for() else False
+    if stored.searches is None or not here:
         return _found(stored, codec, config, queries, _launched)
-    with stored.searches.lock:
-        settings = config.query_maxlen, config.ncells, config.centroid_score_threshold, config.ndocs
-        read = [(part.data_ptr(), part.shape) for part in (codec.centroids, codec.bucket_weights)]
-        kind = stored.searches.kind(queries.shape, queries.dtype, codec.nbits, *settings, *read)
-        return _found(stored, codec, config, queries, _launched if kind is None else kind.run)
+    # all that its launches follow from; where the index lies is the same for all of its searches
+    settings = config.query_maxlen, config.ncells, config.centroid_score_threshold, config.ndocs, codec.nbits
+    read = [
+        (part.data_ptr(), part.dtype, part.device, part.shape, part.stride())
+        for part in (codec.centroids, codec.bucket_weights)
+    ]
+    products = (
+        arguments.autocast_dtype(stored.device),
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    with graphs.lock:
+        kind = stored.searches.kind(queries.shape, queries.dtype, queries.device, settings, *read, products)
+        return _found(stored, codec, config, queries, kind.run)
 
 
 def _launched(part: str, function: Callable[..., Any], *inputs: Tensor) -> Any:

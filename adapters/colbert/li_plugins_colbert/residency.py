@@ -47,7 +47,7 @@ class Stored(NamedTuple):
     why: str
     """Where everything lies, and why."""
     searches: Searches | None = None
-    """What is remembered of searches, where everything lies on a GPU."""
+    """The graphs of searches, where everything lies on a GPU."""
 
     def tokens(self, documents: Tensor, *, residuals: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return codes, residuals and offsets on the device, and where ``documents [n]`` are among them.

@@ -87,9 +87,20 @@ def forward(sizes: Sizes, want_winners: bool, card: Card) -> Forward:
     """Choose the forward's blocks: those of a stored row, else the built-in ones."""
     row = tuning_rows.stored("winners" if want_winners else "scores", sizes, card)
     if row is None:
-        return built_in_forward(sizes, card)
+        built_in = built_in_forward(sizes, card)
+        return built_in if want_winners or not _is_streamed(sizes) else _streamed(sizes, built_in)
     blocks = _cut(sizes, tuning_rows.number(row, "ROWS"), tuning_rows.number(row, "BLOCK_N"))
     return Forward(blocks, _documents(sizes, blocks, card, row["documents"]), tuning_rows.options(row))
+
+
+def _streamed(sizes: Sizes, chosen: Forward) -> Forward:
+    """Return as many programs as fit, of one warp and one document each, with small tiles.
+
+    A program waits for where its document begins, then for its tokens; of the tile that a document ends in, the part
+    that was there before is read again.
+    """
+    columns = 16 if sizes.document_length <= 64 else 32
+    return Forward(chosen.blocks._replace(BLOCK_N=columns), 1, Options(1, 3))
 
 
 @lru_cache(maxsize=4096)
@@ -120,6 +131,14 @@ def built_in_forward(sizes: Sizes, card: Card) -> Forward:
     room = card.shared_memory if sizes.is_halved else min(card.shared_memory, 116_000)
     stages = 3 if row_bytes * waiting <= room else 2
     return Forward(blocks, _documents(sizes, blocks, card), Options(warps, stages, 128 if rows == 256 else None))
+
+
+def _is_streamed(sizes: Sizes) -> bool:
+    """Tell whether few query tokens meet ragged documents, none of them long: memory is the limit, and how they end."""
+    near, far = _dimensions(sizes)
+    rows = _cut(sizes, 128, 64).ROWS
+    in_one = sizes.width <= near + far <= 128
+    return sizes.is_packed and sizes.element_size == 2 and in_one and rows <= 32 and sizes.document_length <= 512
 
 
 def _cut(sizes: Sizes, most: int, columns: int) -> ForwardBlocks:
@@ -153,6 +172,8 @@ def _documents(sizes: Sizes, blocks: ForwardBlocks, card: Card, asked: int | Non
         return 1
     if asked is not None:
         return min(asked, max(sizes.documents, 1))
+    if _is_streamed(sizes):
+        return 1
     rows_of_tiles = tiles(blocks, sizes.queries, sizes.query_length)
     per_document = -(-sizes.document_length // blocks.BLOCK_N)
     read_queries = blocks.ROWS // blocks.BLOCK_N

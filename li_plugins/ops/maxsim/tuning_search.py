@@ -18,13 +18,14 @@ _NO_LIMIT = {"maxnreg": None}
 AXES: Mapping[str, tuple[tuple[Row, ...], ...]] = {
     phase: (
         (
+            {"ROWS": 32, "num_warps": 1, **_NO_LIMIT},
             {"ROWS": 32, "num_warps": 2, **_NO_LIMIT},
             {"ROWS": 64, "num_warps": 4, **_NO_LIMIT},
             {"ROWS": 128, "num_warps": 4, **_NO_LIMIT},
             {"ROWS": 128, "num_warps": 8, **_NO_LIMIT},
             {"ROWS": 256, "num_warps": 8, "maxnreg": 128},
         ),
-        ({"BLOCK_N": 32}, {"BLOCK_N": 64}, {"BLOCK_N": 128}),
+        ({"BLOCK_N": 16}, {"BLOCK_N": 32}, {"BLOCK_N": 64}, {"BLOCK_N": 128}),
         ({"num_stages": 2}, {"num_stages": 3}, {"num_stages": 4}),
         (_NO_LIMIT, {"maxnreg": 128}, {"maxnreg": 168}),
         tuple({"documents": number} for number in (1, 2, 4, 8, 16)),

@@ -70,7 +70,7 @@ def _problem(
     checks.size("centroid_offsets", centroid_offsets, centroids + 1, "one for each centroid and the end of the last")
     if not isinstance(ncells, int) or isinstance(ncells, bool) or not 1 <= ncells <= centroids:
         raise BadInput(f"ncells is 1 to {centroids}, the number of centroids", repr(ncells), "pass another")
-    if not isinstance(document_count, int) or document_count < 0:
+    if not isinstance(document_count, int) or isinstance(document_count, bool) or document_count < 0:
         raise BadInput("document_count is an int, 0 or more", repr(document_count), "pass the index's")
     return NearProblem(centroid_scores.detach(), documents, centroid_offsets, ncells, document_count)
 

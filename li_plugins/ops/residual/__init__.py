@@ -64,7 +64,8 @@ def residual_maxsim(
     given = queries, codes, residuals, centroids, bucket_weights, document_offsets
     return _residual_op.once_valid(
         (*given, *_sides(pairs)),
-        (nbits, normalized, least, out_dtype),
+        # which rows of two 16-bit dtypes are multiplied by as well
+        (nbits, normalized, least, out_dtype, torch.backends.cuda.matmul.allow_tf32),
         lambda: fields(_residual(*given, nbits, pairs, normalized, least, out_dtype)),
     )
 
@@ -158,6 +159,8 @@ def _residual(
     checks.tensor("queries", queries, 3, checks.FLOATS)
     checks.stored(codes, residuals, centroids, bucket_weights, nbits, queries)
     checks.same_width("queries", queries.shape[2], "centroids", centroids.shape[1])
+    if not isinstance(normalized, bool):
+        raise BadInput("normalized is a bool", repr(normalized), "pass True or False")
     out_dtype = queries.dtype if out_dtype is None else out_dtype
     if out_dtype not in checks.FLOATS:
         raise BadInput("out_dtype is float16, bfloat16, float32 or float64", str(out_dtype), "pass one of these")
@@ -165,7 +168,7 @@ def _residual(
         codes,
         document_offsets,
         *_documents(document_offsets, pairs, queries),
-        float(least),
+        checks.number("least", least),
         queries.detach(),
         residuals,
         centroids.detach(),
@@ -191,7 +194,9 @@ def _code(
         checks.size("kept", kept, centroid_scores.shape[0], "one row for each query")
         checks.same_width("kept", kept.shape[1], "centroid_scores", centroid_scores.shape[1])
     documents = _documents(document_offsets, pairs, centroid_scores)
-    return CodeProblem(codes, document_offsets, *documents, float(least), centroid_scores.detach(), kept)
+    return CodeProblem(
+        codes, document_offsets, *documents, checks.number("least", least), centroid_scores.detach(), kept
+    )
 
 
 def _documents(offsets: Tensor, pairs: Pairs | None, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -207,9 +212,17 @@ def _documents(offsets: Tensor, pairs: Pairs | None, like: Tensor) -> tuple[Tens
     return pairs[0], pairs[1]
 
 
+_REFUSED = object(), object()
+"""What no recipe is for."""
+
+
 def _sides(pairs: Any) -> tuple[Any, Any]:
-    """Return both sides of pairs, or what is to be refused twice."""
-    return tuple(pairs) if isinstance(pairs, (tuple, list)) and len(pairs) == 2 else (pairs, pairs)
+    """Return both sides of pairs, or what has no recipe in the place of what is refused."""
+    if pairs is None:
+        return None, None
+    if not isinstance(pairs, (tuple, list)) or len(pairs) != 2 or any(side is None for side in pairs):
+        return _REFUSED
+    return pairs[0], pairs[1]
 
 
 def _check_values(problem: StoredProblem) -> None:

@@ -22,6 +22,7 @@ from gpu_codec_cases import ATTRIBUTES, decompress_residuals, library, packbits,
 from li_plugins_colbert import graphs, residency
 
 import li_plugins
+from li_plugins.ops import dispatch
 from li_plugins.testing.parity import assert_parity
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -131,58 +132,118 @@ FEW = {"ncells": 3, "ndocs": 24, "centroid_score_threshold": 0.3}
 """Settings with so few candidates that both stages leave some out."""
 
 
-def test_searches_by_graphs(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[graphs.Graph]:
+    """Ask for graphs, and return those that are made."""
+    monkeypatch.setenv(graphs.VARIABLE, "1")
+    monkeypatch.setattr(graphs, "_failures", [])
+    found: list[graphs.Graph] = []
+    make = graphs.Graph
+    monkeypatch.setattr(graphs, "Graph", lambda *given: found.append(make(*given)) or found[-1])
+    return found
+
+
+def built(checkpoint: Path, root: Path) -> Any:
     texts = tiny_colbert.passages()
-    tiny_colbert.build(checkpoint, tmp_path, texts)
-    searcher = tiny_colbert.searcher(checkpoint, tmp_path, texts, **FEW)
+    tiny_colbert.build(checkpoint, root, texts)
+    return tiny_colbert.searcher(checkpoint, root, texts, **FEW)
+
+
+def test_searches_by_graphs(
+    checkpoint: Path, tmp_path: Path, made: list[graphs.Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searcher = built(checkpoint, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(graphs, "CAPTURED", 10**9)
+        patch.delenv(graphs.VARIABLE)
         expected = ranking(searcher)
-    made, make = [], graphs.Graph
-    monkeypatch.setattr(graphs, "Graph", lambda *given: made.append(make(*given)) or made[-1])
-    before = None
+    memory = []
     for _ in range(4):
         assert_same(ranking(searcher), expected)
-        before, memory = torch.cuda.memory_allocated(), before
+        memory.append(torch.cuda.memory_allocated())
     assert len(made) == 2
-    assert before == memory, "a search leaves nothing behind"
+    assert memory[-1] == memory[-2], "a search leaves nothing behind"
     # what lies elsewhere is captured anew
     searcher.ranker.embeddings.codes = searcher.ranker.embeddings.codes.clone()
     for _ in range(2):
         assert_same(ranking(searcher), expected)
     assert len(made) == 4
+    # and products that autocast rounds otherwise
+    with torch.autocast("cuda", torch.bfloat16):
+        for _ in range(2):
+            ranking(searcher)
+    assert len(made) == 6
+    assert_same(ranking(searcher), expected)
+    assert not graphs._failures
 
 
-def test_searches_of_several_threads(checkpoint: Path, tmp_path: Path) -> None:
-    texts = tiny_colbert.passages()
-    tiny_colbert.build(checkpoint, tmp_path, texts)
-    searcher = tiny_colbert.searcher(checkpoint, tmp_path, texts, **FEW)
-    embedded = [searcher.encode([text]) for text in texts[::7]]
+def test_what_comes_after_a_capture(checkpoint: Path, tmp_path: Path, made: list[graphs.Graph]) -> None:
+    """Random numbers, other graphs and the allocator are what they were, in inference mode and out of it."""
+    searcher = built(checkpoint, tmp_path)
+    torch.cuda.manual_seed(0)
+    expected = torch.rand(100, device="cuda")
+    for _ in range(2):
+        ranking(searcher)
+    assert len(made) == 2
+    torch.cuda.manual_seed(0)
+    assert torch.equal(torch.rand(100, device="cuda"), expected)
+    torch.cuda.empty_cache()
+    noise = torch.empty(100, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        noise.copy_(torch.nn.functional.dropout(torch.ones(100, device="cuda"), 0.5))
+    graph.replay()
+    first = noise.clone()
+    graph.replay()
+    assert not torch.equal(first, noise)
+    ranking(searcher)
+    graph.replay()
+    assert set(noise.unique().tolist()) == {0.0, 2.0}
+
+
+def test_kernels_that_wait_are_not_captured(
+    checkpoint: Path, tmp_path: Path, made: list[graphs.Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LI_PLUGINS_BACKEND", "blocked")
+    dispatch.reset()
+    try:
+        searcher = built(checkpoint, tmp_path)
+        for _ in range(2):
+            ranking(searcher)
+    finally:
+        monkeypatch.undo()
+        dispatch.reset()
+    assert not made
+    assert not graphs._failures
+
+
+def test_searches_of_several_threads(checkpoint: Path, tmp_path: Path, made: list[graphs.Graph]) -> None:
+    """Two indexes, whose graphs are of one process."""
+    searchers = [built(checkpoint, tmp_path / name) for name in "ab"]
+    embedded = [searchers[0].encode([text]) for text in tiny_colbert.passages()[::7]]
 
     def search(turn: int) -> list[tuple[list[int], list[float]]]:
         with torch.cuda.stream(torch.cuda.Stream()):
             torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
             order = [(turn + step) % len(embedded) for step in range(len(embedded))]
-            found = {place: searcher.dense_search(embedded[place], 10) for place in order}
+            found = {place: searchers[turn % 2].dense_search(embedded[place], 10) for place in order}
         return [(found[place][0], found[place][2]) for place in sorted(found)]
 
-    expected = search(0)
+    expected = [search(turn) for turn in (0, 1)]
     with ThreadPoolExecutor(4) as threads:
-        for found in threads.map(search, range(12)):
-            assert_same(found, expected)
+        for turn, found in enumerate(threads.map(search, range(12))):
+            assert_same(found, expected[turn % 2])
+    assert len(made) == 4
+    assert not graphs._failures
 
 
-def test_a_search_while_somebody_else_works(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_search_while_somebody_else_works(checkpoint: Path, tmp_path: Path, made: list[graphs.Graph]) -> None:
     """Captures go on where other threads allocate memory and wait for the device."""
-    texts = tiny_colbert.passages()
-    tiny_colbert.build(checkpoint, tmp_path, texts)
-    searcher = tiny_colbert.searcher(checkpoint, tmp_path, texts, **FEW)
+    searcher = built(checkpoint, tmp_path)
     ended = Event()
 
     def work() -> int:
         times = 0
         while not ended.is_set():
-            torch.cuda.empty_cache()
             torch.ones(1 << 22, device="cuda").sum().item()
             times += 1
         return times
@@ -196,3 +257,4 @@ def test_a_search_while_somebody_else_works(checkpoint: Path, tmp_path: Path) ->
         assert working.result() > 0
     assert_same(found[0], found[1])
     assert_same(found[0], found[2])
+    assert len(made) == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,7 +12,7 @@ import pytest
 import tiny_colbert
 import torch
 from gpu_cases import *  # noqa: F403 - its tests are collected here
-from gpu_cases import assert_same, ranking
+from gpu_cases import ranking
 from gpu_codec_cases import *  # noqa: F403 - likewise
 from li_plugins_colbert import candidates, graphs, residency, stages
 from li_plugins_colbert.residency import Ragged, Stored
@@ -106,8 +108,11 @@ class Again:
 @pytest.fixture
 def remembers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     """Return what lets a searcher remember searches, by graphs that need no GPU."""
-    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    monkeypatch.setenv(graphs.VARIABLE, "1")
+    monkeypatch.setattr("torch.cuda.current_device", lambda: None)  # that of torch.device("cpu")
     monkeypatch.setattr(graphs, "Graph", Again)
+    monkeypatch.setattr(graphs, "CAPTURABLE", {"blocked"})
+    monkeypatch.setattr(graphs, "_failures", [])
     monkeypatch.setattr(Again, "made", [])
 
     def begin(searcher: Any) -> None:
@@ -155,12 +160,13 @@ def test_fewer_candidates_than_are_left(checkpoint: Path, tmp_path: Path, rememb
 
 
 @pytest.mark.parametrize("part", [1, 2])
-def test_what_is_not_captured_is_launched(
+def test_after_a_failure_nothing_is_captured(
     checkpoint: Path,
     tmp_path: Path,
     remembers: Callable[[Any], None],
     part: int,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     texts = tiny_colbert.passages()
     tiny_colbert.build(checkpoint, tmp_path, texts)
@@ -178,20 +184,59 @@ def test_what_is_not_captured_is_launched(
     monkeypatch.setattr(graphs, "Graph", graph)
     for _ in range(3):
         assert ranking(searcher) == expected
-    assert (len(tried), len(Again.made)) == (2, 1)
+    assert len(tried) == 2, "the search that met it goes on"
+    assert not graphs.are_asked_for()
+    assert "operation not permitted" in caplog.text
 
 
-def test_kinds_end(checkpoint: Path, tmp_path: Path, remembers: Callable[[Any], None]) -> None:
+@pytest.mark.parametrize("why", ["nobody asks", "another device", "another kernel"])
+def test_no_graphs(
+    checkpoint: Path, tmp_path: Path, remembers: Callable[[Any], None], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     texts = tiny_colbert.passages()
     tiny_colbert.build(checkpoint, tmp_path, texts)
     searcher = tiny_colbert.searcher(checkpoint, tmp_path, texts, **FEW)
     remembers(searcher)
-    found = {}
-    for ndocs in range(8, 12 + graphs.MOST):
+    if why == "nobody asks":
+        monkeypatch.delenv(graphs.VARIABLE)
+    elif why == "another device":
+        monkeypatch.setattr("torch.cuda.current_device", lambda: 1)
+    else:
+        monkeypatch.setattr(graphs, "CAPTURABLE", {"triton"})
+    found = ranking(searcher)
+    for _ in range(2):
+        assert ranking(searcher) == found
+    assert not Again.made
+
+
+def test_few_kinds_are_remembered(checkpoint: Path, tmp_path: Path, remembers: Callable[[Any], None]) -> None:
+    texts = tiny_colbert.passages()
+    tiny_colbert.build(checkpoint, tmp_path, texts)
+    searcher = tiny_colbert.searcher(checkpoint, tmp_path, texts, **FEW)
+    remembers(searcher)
+
+    def found(ndocs: int) -> Any:
         searcher.configure(ndocs=ndocs)
-        found[ndocs] = ranking(searcher)
+        return ranking(searcher)
+
+    first, second, *others = range(8, 9 + graphs.MOST)
+    expected = {ndocs: found(ndocs) for ndocs in (first, second, *others[:-1])}
     assert len(Again.made) == 2 * graphs.MOST
+    assert found(first) == expected[first]
+    found(others[-1])  # in the place of the second, which was longest not searched for
+    assert len(Again.made) == 2 * graphs.MOST + 2
+    assert found(first) == expected[first]
+    assert len(Again.made) == 2 * graphs.MOST + 2
+    assert found(second) == expected[second]
+    assert len(Again.made) == 2 * graphs.MOST + 4
     recipes.forget()  # other kernels may be chosen now
-    for ndocs in (8, 11 + graphs.MOST):
-        searcher.configure(ndocs=ndocs)
-        assert_same(ranking(searcher), found[ndocs])
+    assert found(second) == expected[second]
+    assert len(Again.made) == 2 * graphs.MOST + 6
+    assert len(residency.of(searcher.ranker).searches._kinds) == 1
+
+
+def test_graphs_stay_behind() -> None:
+    searches = graphs.Searches()
+    searches.kind("something")
+    for copied in (copy.deepcopy(searches), pickle.loads(pickle.dumps(searches))):
+        assert not copied._kinds

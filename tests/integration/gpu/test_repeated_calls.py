@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from near_triton_cases import random_near
+from stored_triton_cases import random_code, random_residual
 from torch import Tensor
 
-from li_plugins.ops import MaskRule, dispatch, maxsim, maxsim_packed, recipes, smooth_maxsim
+from li_plugins.errors import BadInput
+from li_plugins.ops import MaskRule, dispatch, maxsim, maxsim_packed, near_documents, recipes, residual, smooth_maxsim
 from li_plugins.ops.maxsim import tuning_rows
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -230,3 +234,70 @@ def test_bad_input_is_refused_after_a_recipe() -> None:
         maxsim(queries, documents.cpu())
     with pytest.raises(ValueError, match="mask_rule"):
         maxsim(queries, documents, mask_rule=[])  # type: ignore[arg-type]
+
+
+def stored(name: str, **options: Any) -> tuple[Callable[..., Tensor], dict[str, Any]]:
+    """Return an operation on a stored index and its arguments."""
+    pairs = {"pairs": 50} if options.pop("listed", False) else {}
+    if name == "near_documents":
+        problem = random_near(2, 300, 32, 2, 1000)
+        given = {"centroid_scores": problem.centroid_scores, "documents": problem.listed}
+        return near_documents, {
+            **given,
+            "centroid_offsets": problem.centroid_offsets,
+            "ncells": 2,
+            "document_count": 1000,
+        }
+    make = random_code if name == "code_maxsim" else random_residual
+    fields = described(make(queries=3, **pairs, **options))
+    fields["pairs"] = (fields.pop("pair_queries"), fields.pop("pair_documents")) if pairs else None
+    if not pairs:
+        del fields["pair_queries"], fields["pair_documents"]
+    if name == "residual_maxsim":
+        fields["queries"] = fields.pop("token_queries")
+    return getattr(residual, name), fields
+
+
+def described(problem: Any) -> dict[str, Any]:
+    return {field.name: getattr(problem, field.name) for field in dataclasses.fields(problem)}
+
+
+STORED = {
+    "near": ("near_documents", {}),
+    "codes": ("code_maxsim", {}),
+    "codes of pairs": ("code_maxsim", {"listed": True, "kept": 0.5}),
+    "residuals": ("residual_maxsim", {"dim": 128}),
+    "residuals of pairs": ("residual_maxsim", {"dim": 128, "listed": True, "nbits": 4}),
+    "two 16-bit dtypes": ("residual_maxsim", {"dim": 128, "listed": True, "query_dtype": torch.bfloat16}),
+}
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=lambda mode: mode.__name__)
+@pytest.mark.parametrize("name", STORED)
+def test_the_same_bits_of_stored_documents(monkeypatch: pytest.MonkeyPatch, name: str, mode: Any) -> None:
+    operation, options = STORED[name]
+    function, keywords = stored(operation, **options)
+    with mode():
+        expected = the_long_way(monkeypatch, lambda: function(**keywords))
+        for _ in range(4):
+            assert torch.equal(function(**keywords), expected)
+    (kind,) = recipes._kinds.values()
+    assert kind.recipe is not None, kind.reason
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"pairs": "one tensor"}, {"pairs": (None, None)}, {"least": None}, {"nbits": 2.0}, {"normalized": 1}],
+    ids=str,
+)
+def test_what_is_refused_has_no_recipe(wrong: dict[str, Any]) -> None:
+    function, keywords = stored("residual_maxsim", dim=128, listed=True)
+    alike = {**keywords, "pairs": (keywords["pairs"][1],) * 2}
+    for given in (keywords, alike, {**keywords, "pairs": None}):
+        for _ in range(3):
+            function(**given)
+    assert all(kind.recipe is not None for kind in recipes._kinds.values())
+    if wrong.get("pairs") == "one tensor":
+        wrong = {"pairs": keywords["pairs"][1]}
+    with pytest.raises(BadInput):
+        function(**{**keywords, **wrong})

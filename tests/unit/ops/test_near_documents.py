@@ -73,6 +73,7 @@ def test_the_plan_and_the_count() -> None:
         ({"ncells": 13}, "1 to 12"),
         ({"ncells": 1.0}, "1 to 12"),
         ({"document_count": -1}, "0 or more"),
+        ({"document_count": True}, "0 or more"),
         ({"document_count": 3}, "documents lie in [0, 3)"),
         ({"centroid_offsets": torch.full((13,), 1000).cumsum(0)}, "end at most at the number of documents"),
     ],

@@ -22,7 +22,7 @@ STREAM = 17
 class Adds:
     """``target = first + second * number``, as triton hands out a compiled kernel."""
 
-    function = packed_metadata = None
+    function, packed_metadata = "its function", "its metadata"
 
     def __init__(self) -> None:
         self.launches = self.watched = 0
@@ -36,7 +36,7 @@ class Adds:
 
     def run(self, x: int, y: int, z: int, stream: int, *arguments: Any) -> None:
         assert (x, y, z, stream) == (1, 1, 1, STREAM)
-        assert arguments[:5] == (None,) * 5
+        assert arguments[:5] == ("its function", "its metadata", None, None, None)
         self.compute(*arguments[5:])
 
     def compute(self, first: int, second: int | None, target: int, size: int, number: float) -> None:
@@ -141,14 +141,23 @@ def test_what_is_called_a_few_times_is_not_recorded(adds: Adds, monkeypatch: pyt
     assert (call.count, len(recorders)) == (13, 1)
 
 
+@pytest.mark.parametrize("is_chain", [False, True])
 @pytest.mark.parametrize("name", ["launch_enter_hook", "launch_exit_hook"])
-def test_who_watches_launches_is_told_of_each(adds: Adds, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_who_watches_launches_is_told_of_each(
+    adds: Adds, monkeypatch: pytest.MonkeyPatch, name: str, is_chain: bool
+) -> None:
     call, first = Call(adds), drawn()
     for _ in range(4):
         call(first, None)
     assert adds.watched == 0
     hooks = _compat._launch_hooks()
-    monkeypatch.setattr(hooks, name, lambda *_: None)
+    if is_chain:
+        chain = getattr(hooks, name)
+        if not hasattr(chain, "add"):
+            pytest.skip("before triton 3.4 a hook is a function")
+        monkeypatch.setattr(chain, "calls", [lambda *_: None])
+    else:
+        monkeypatch.setattr(hooks, name, lambda *_: None)
     torch.testing.assert_close(call(first, None)[0], expected(first, None))
     assert (adds.watched, call.count) == (2, 2)
     monkeypatch.undo()
@@ -419,6 +428,19 @@ def test_forgetting_reaches_what_is_being_recorded(adds: Adds) -> None:
     kind._calls = recipes.RECORDED - 1
     kind.run((first,), long_way)
     assert kind.recipe is None
+
+
+def test_kinds_without_a_recipe_are_forgotten_first(adds: Adds, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "MOST", 3)
+    call = Call(adds)
+    for _ in range(3):
+        call(drawn(4), None)
+    for size in range(5, 25):
+        call(drawn(size), None)
+    count = call.count
+    call(drawn(4), None)
+    assert call.count == count
+    assert len(recipes._kinds) == 3
 
 
 def test_few_kinds_are_remembered(adds: Adds, monkeypatch: pytest.MonkeyPatch) -> None:
