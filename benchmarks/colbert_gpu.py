@@ -16,6 +16,7 @@ before anything is timed.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from functools import partial
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
+from unittest.mock import patch
 
 import colbert_index
 import torch
@@ -64,6 +66,13 @@ def patched() -> Iterator[None]:
         yield
     finally:
         li_plugins.disable_all()
+
+
+@contextmanager
+def with_graphs() -> Iterator[None]:
+    """Patch, and ask for CUDA graphs of searches."""
+    with patch.dict(os.environ, {"LI_PLUGINS_COLBERT_GRAPHS": "1"}), patched():
+        yield
 
 
 def contestants() -> list[Contestant]:
@@ -213,12 +222,13 @@ class Search:
         """Yield workload, who and cells of each row, ours first."""
         sides: list[tuple[str, Callable[[], AbstractContextManager[Any]]]] = [
             (OURS, patched),
+            (f"{OURS}, graphs", with_graphs),
             ("colbert-ai", nullcontext),
         ]
         ours: list[list[int]] = []
         for who, active in sides:
             try:
-                if who != OURS:
+                if not who.startswith(OURS):
                     extensions.load()
                 with active():
                     for workload, cells, pids in self._side(k):
@@ -334,7 +344,7 @@ def main() -> int:
         version = contestants()[0].version
         row = {"workload": workload, "who": who, **{name: cells.get(name, "") for name in COLUMNS}}
         print(
-            f"{workload:40s} {who:11s} {row['ms']:>9} ms p99 {row['p99']:>8} {row['peak_mib']:>9} MiB",
+            f"{workload:40s} {who:18s} {row['ms']:>9} ms p99 {row['p99']:>8} {row['peak_mib']:>9} MiB",
             f"error {row['error']:>7} {row['error_gradient']:>7} agree {row['agree'] or '-'} {row['note']}",
             f"[{time.monotonic() - begin:.0f} s]",
             flush=True,
@@ -354,7 +364,7 @@ def main() -> int:
             search = Search(passages, centroids, asked, options.device, Path(folder))
             for workload, who, cells in search.rows(100, extensions):
                 write(workload, who, cells)
-                is_right &= who != OURS or bool(cells.get("ms"))
+                is_right &= not who.startswith(OURS) or bool(cells.get("ms"))
     return int(not is_right)
 
 
