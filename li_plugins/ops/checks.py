@@ -38,7 +38,7 @@ def same_width(left: str, width: int, right: str, other: int) -> None:
 
 def nbits(value: Any) -> None:
     """Refuse anything but 1, 2, 4 or 8."""
-    if value not in NBITS or isinstance(value, bool):
+    if not isinstance(value, int) or isinstance(value, bool) or value not in NBITS:
         raise BadInput("nbits is 1, 2, 4 or 8", repr(value), "pass the index's nbits")
 
 

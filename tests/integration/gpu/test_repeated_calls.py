@@ -265,7 +265,7 @@ def described(problem: Any) -> dict[str, Any]:
 STORED = {
     "near": ("near_documents", {}),
     "codes": ("code_maxsim", {}),
-    "codes of pairs": ("code_maxsim", {"listed": True, "kept": 0.5}),
+    "codes of pairs": ("code_maxsim", {"listed": True, "kept": 0.5, "centroids": 64}),
     "residuals": ("residual_maxsim", {"dim": 128}),
     "residuals of pairs": ("residual_maxsim", {"dim": 128, "listed": True, "nbits": 4}),
     "two 16-bit dtypes": ("residual_maxsim", {"dim": 128, "listed": True, "query_dtype": torch.bfloat16}),

@@ -206,6 +206,7 @@ def stored_but(place: int, value: Tensor) -> list[Tensor]:
         (lambda: residual_maxsim(QUERIES, *STORED, nbits=2, out_dtype=torch.int32), "out_dtype is"),
         (lambda: residual_maxsim(QUERIES, *STORED, nbits=2, pairs=PAIR), "pairs is (pair_queries, pair_documents)"),
         (lambda: residual_maxsim(QUERIES, *STORED, nbits=2, pairs=(None, None)), "pairs[0] is a tensor"),
+        (lambda: residual_maxsim(QUERIES, *STORED, nbits=2.0), "nbits is 1, 2, 4 or 8"),
         (lambda: residual_maxsim(QUERIES, *STORED, nbits=2, least=None), "least is a number"),
         (lambda: residual_maxsim(QUERIES, *STORED, nbits=2, normalized=1), "normalized is a bool"),
         (lambda: code_maxsim(SCORES, STORED[0], STORED[4], least="0"), "least is a number"),
