@@ -6,8 +6,7 @@ With ``T`` tokens of the documents, ``s`` bytes per element of a centroid and ``
 * bytes: codes, residuals and centroids once; ``s * d`` a token written and ``GROUPS`` times read, in L2, where the
   scratch of all programs fits; the queries from L2, once for each few documents.
 
-Programs take the next few documents as they become free, and fewer towards the end, where some would work on after the
-others. Which program scores a document changes nothing about it.
+Programs take the next few documents as they become free. Which program scores a document changes nothing about it.
 """
 
 import triton
@@ -38,7 +37,7 @@ def residual_maxsim_many(
     bucket_weights,  # [2**NBITS], contiguous
     document_offsets,  # [B + 1] int64, contiguous
     scratch,  # [programs, CAPACITY, BLOCK_D], of the centroids' dtype
-    taken,  # [1] int32: how many documents programs have taken, 0
+    taken,  # [1] int32: how often programs have taken documents, 0
     scores,  # [A, B]
     query_stride,
     query_row_stride,
@@ -64,7 +63,7 @@ def residual_maxsim_many(
     DECODED: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """Write the scores of all documents, at most ``documents_at_once`` at a time.
+    """Write the scores of all documents, ``documents_at_once`` at a time.
 
     With the first tile of query tokens they are decoded into the program's scratch, ``DECODED`` tokens at a time, where
     every other tile finds them; ``TOKENS`` are multiplied at a time. If they have more than ``CAPACITY`` tokens, the
@@ -86,10 +85,9 @@ def residual_maxsim_many(
     if IN_PAIRS:
         tables = weight_tables(bucket_weights, NBITS)
     own = scratch + tl.program_id(0).to(tl.int64) * (CAPACITY * BLOCK_D)
-    share = documents_at_once
-    first_document = tl.atomic_add(taken, share, sem="relaxed")
+    first_document = tl.atomic_add(taken, 1, sem="relaxed") * documents_at_once
     while first_document < document_count:
-        count = tl.minimum(document_count - first_document, share)
+        count = tl.minimum(document_count - first_document, documents_at_once)
         origin = tl.load(document_offsets + first_document)
         is_whole = tl.load(document_offsets + first_document + count) - origin <= CAPACITY
         for first_query in range(0, query_count, QUERIES):
@@ -144,7 +142,4 @@ def residual_maxsim_many(
                     total.to(scores.dtype.element_ty),
                     mask=(slot < QUERIES) & (first_query + slot < query_count),
                 )
-        # half of what is left, if all take as many as this program did: only an atomic says the same to all its threads
-        left = document_count - first_document - share * tl.num_programs(0)
-        share = tl.maximum(tl.minimum(left // (2 * tl.num_programs(0)), documents_at_once), 1)
-        first_document = tl.atomic_add(taken, share, sem="relaxed")
+        first_document = tl.atomic_add(taken, 1, sem="relaxed") * documents_at_once
