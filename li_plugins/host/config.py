@@ -84,7 +84,16 @@ VARIABLES = (
         "`now`, `later`",
         "`now`",
         "`later`: the losses of colpali-engine report normalised scores out of bounds when the GPU has computed them, "
-        "with a later step or at exit. Else each step waits for the GPU, up to three times, to do so at once.",
+        "with a later step or at exit. Else each step waits for the GPU, once for each matrix of scores, to do so at "
+        "once.",
+    ),
+    Variable(
+        "LI_PLUGINS_COLBERT_GRAPHS",
+        "`1`, `0`",
+        "`0`",
+        "`1`: searches of colbert-ai on a GPU are CUDA graphs from the eighth of a kind on, for who waits for one at a "
+        "time. They take turns then, those of several threads as well. While a graph is captured, which takes "
+        "some milliseconds, torch (up to 2.11) has no random numbers of that GPU for other threads: they get an error.",
     ),
 )
 

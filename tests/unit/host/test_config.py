@@ -85,6 +85,7 @@ def test_every_field_of_the_environment_is_in_the_table_and_the_table_in_markdow
     assert names == [
         "LI_PLUGINS", "LI_PLUGINS_STRICT", "LI_PLUGINS_UNTESTED", "LI_PLUGINS_LOG", "LI_PLUGINS_BACKEND",
         "LI_PLUGINS_WINNERS", "LI_PLUGINS_TUNING", "LI_PLUGINS_COLPALI_FLOOR", "LI_PLUGINS_COLPALI_BOUNDS",
+        "LI_PLUGINS_COLBERT_GRAPHS",
     ]  # fmt: skip
     table = config.markdown_table().splitlines()
     assert len(table) == 2 + len(names)
