@@ -25,6 +25,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 RESET = Path("/proc/self/clear_refs")
 
 
+LONG = 60
+"""Milliseconds from which on calls are timed one by one, each with its wait."""
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
     """Milliseconds of one call on the device (median, 20th and 80th percentile) and microseconds of the host."""
@@ -62,6 +66,8 @@ def parsed(made: argparse.ArgumentParser) -> argparse.Namespace:
 
 def provenance(device: str, commit: str | None = None) -> dict[str, str]:
     """Return what a row needs to be believed: date, hardware, versions and commit."""
+    if commit is not None and not re.fullmatch("[0-9a-f]{7,40}", commit):
+        raise SystemExit(f"--commit takes the hash of a commit; found {commit!r}; see `git log`")
     hardware = torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
@@ -118,7 +124,7 @@ def measure(call: Callable[[], Any], device: str, milliseconds: int = 300) -> Ti
     from triton.testing import do_bench
 
     once = _synchronized_ms(call)
-    if once > milliseconds / 5:  # fewer samples than have quantiles; and its inputs outgrow the cache
+    if once > LONG:  # its inputs outgrow the cache; one way for all that take so long, whatever ``milliseconds`` are
         times = sorted(_synchronized_ms(call) for _ in range(5))
         return Timing(times[2], times[1], times[3], times[2] * 1000)
     median, p20, p80 = do_bench(call, warmup=50, rep=milliseconds, quantiles=[0.5, 0.2, 0.8])

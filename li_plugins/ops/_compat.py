@@ -115,6 +115,11 @@ def _launch_hooks() -> Any:
     return triton.compiler.CompiledKernel if knobs is None else knobs.runtime
 
 
+def passes_tuples() -> bool:
+    """Tell whether functions of triton take tuples: since triton 3.3."""
+    return _triton_version() >= (3, 3)
+
+
 def multiplies_fp32_in_bf16_pieces() -> bool:
     """Tell whether ``tl.dot`` knows the precision ``bf16x6``: since triton 3.6."""
     return _triton_version() >= (3, 6)

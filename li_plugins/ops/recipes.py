@@ -113,10 +113,16 @@ def kind(tensors: Sequence[Any], *plain: object, kinds: dict[tuple[Any, ...], Ki
 
 
 def _forget_one(kinds: dict[tuple[Any, ...], Kind]) -> None:
-    """Forget the oldest kind without a recipe: those of ragged calls come once each, and there is no end of them."""
+    """Forget an old kind, one without a recipe if possible: those of ragged calls come once each, without end."""
     try:
-        kinds.pop(next((key for key, kind in kinds.items() if kind.recipe is None), next(iter(kinds))), None)
-    except (RuntimeError, StopIteration):  # another thread adds or forgets one
+        for _ in range(8):
+            key = next(iter(kinds))
+            kind = kinds.pop(key)
+            if kind.recipe is None:
+                return
+            kinds[key] = kind
+        del kinds[next(iter(kinds))]
+    except (RuntimeError, StopIteration, KeyError):  # another thread adds or forgets one
         return
 
 

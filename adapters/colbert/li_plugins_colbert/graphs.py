@@ -14,6 +14,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -52,9 +53,10 @@ class Graph:
     def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor], standing: Sequence[Tensor] = ()) -> None:
         self.inputs = [tensor if _is_among(tensor, standing) else tensor.clone() for tensor in inputs]
         self._graph = torch.cuda.CUDAGraph()
-        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        here, aside = torch.cuda.current_stream(), _aside(torch.cuda.current_device())
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
+            function(*self.inputs)  # so that products have a workspace on this stream, which is no graph's own
             with torch.inference_mode(False):  # what torch allocates for all graphs is written to outside of it, too
                 self._graph.capture_begin(capture_error_mode="thread_local")
             try:
@@ -114,20 +116,28 @@ class Kind:
             before = dispatch.counters()
             results = function(*inputs)
             others = sorted({kernel for _, kernel in dispatch.counters() - before} - CAPTURABLE)
-            if others:
-                self._graphs[part] = None
-                logger.info("no CUDA graph of a search: it runs on %s", ", ".join(others))
+            if others:  # of this search, or of another thread
+                self._runs[part] = 0
+                logger.info("no CUDA graph of a search yet: %s ran meanwhile", ", ".join(others))
             return results
+        if _failures:
+            return function(*inputs)
         standing = [tensor for graph in self._graphs.values() if graph is not None for tensor in graph.results]
         try:
             graph = Graph(function, inputs, standing)
-        except RuntimeError as error:
+        except Exception as error:
             _failures.append(str(error))
             logger.warning("li_plugins: no CUDA graphs of searches from now on, since a capture failed: %s", error)
             self._graphs[part] = None
             return function(*inputs)
         self._graphs[part] = graph
         return graph(*inputs)
+
+
+@lru_cache
+def _aside(device: int) -> torch.cuda.Stream:
+    """Return the stream of a device that searches are captured on."""
+    return torch.cuda.Stream(device)
 
 
 def _is_among(tensor: Tensor, others: Sequence[Tensor]) -> bool:

@@ -15,6 +15,12 @@ from li_plugins_colbert import candidates, graphs, residency, search, stages
 
 STEPS = ("retrieve", "generate_candidates", "score_pids")
 """What the library's ``rank`` calls."""
+PRECISIONS = (
+    "allow_fp16_reduced_precision_reduction",
+    "allow_bf16_reduced_precision_reduction",
+    "allow_fp16_accumulation",
+)
+"""Switches of torch that a product of 16-bit numbers depends on."""
 _LISTED = torch.zeros(1, dtype=torch.int32)
 """Passages such as those that are found."""
 
@@ -58,8 +64,8 @@ def _on_gpu(scorer: Any, config: Any, queries: Tensor) -> tuple[list[int], list[
     ]
     products = (
         arguments.autocast_dtype(stored.device),
-        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
         torch.are_deterministic_algorithms_enabled(),
+        *[getattr(torch.backends.cuda.matmul, name, None) for name in PRECISIONS],
     )
     with graphs.lock:
         kind = stored.searches.kind(queries.shape, queries.dtype, queries.device, settings, *read, products)

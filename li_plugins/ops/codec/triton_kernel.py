@@ -14,7 +14,7 @@ from li_plugins.ops.kmeans.problem import AssignProblem
 from li_plugins.ops.kmeans.triton_kernel import ASSIGN
 from li_plugins.ops.launch import Launcher, Options
 from li_plugins.ops.maxsim.triton_arguments import INTERPRETED, plain, rounded, rows, stored
-from li_plugins.ops.maxsim.triton_device import on, support
+from li_plugins.ops.maxsim.triton_device import decoder_support, on, support
 from li_plugins.ops.maxsim.tuning_sizes import power_of_two
 
 WIDEST = 2**14
@@ -80,7 +80,7 @@ class Decompress:
         width = problem.centroids.shape[1]
         if width > WIDEST:
             return Support(False, f"d = {width}: a program holds a row of at most {WIDEST}")
-        return support(problem)
+        return decoder_support(problem)
 
     def forward(self, problem: DecompressProblem) -> Tensor:
         """Return the embeddings."""

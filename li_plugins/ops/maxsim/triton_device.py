@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from li_plugins.api import Support
+from li_plugins.ops import _compat
 from li_plugins.ops.described import Described
 from li_plugins.ops.maxsim.problem import Problem
 from li_plugins.ops.maxsim.triton_arguments import INTERPRETED
@@ -31,6 +32,13 @@ def support(problem: Problem | Described) -> Support:
     if major < 8:
         return Support(False, f"compute capability {major}.{minor}: it needs 8.0")
     return Support(True)
+
+
+def decoder_support(problem: Described) -> Support:
+    """Serve what ``support`` does where Triton passes the decoder its tables of weights, as tuples."""
+    if not INTERPRETED and not _compat.passes_tuples():
+        return Support(False, "triton before 3.3: its decoder passes tuples")
+    return support(problem)
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:

@@ -366,71 +366,72 @@ def maxsim_forward(
         )
 
     # NaN is rare: who met it looks for the first one again
-    if winners is not None and tl.max(has_nan, axis=0) > 0:
-        for step in range(0, document_count):
-            number = first_document + step
-            document, document_first, length, document_start, end, is_full, first_kept = _document(
-                number,
-                pair,
-                first_query,
-                documents_per_query,
-                pair_documents,
-                document_offsets,
-                document_lengths,
-                kept,
-                document_outer_stride,
-                document_stride,
-                document_row_stride,
-                max_document_length,
-                RULE,
-                LAYOUT,
-            )
-            if LAYOUT == "CROSS":
-                winner_row = (document * query_count + query) * max_query_length + token
-            else:
-                winner_row = (document if LAYOUT == "CANDIDATES" else pair) * max_query_length + token
-            winner = tl.full([ROWS], _FAR, tl.int32)
-            for start in range(0, end, BLOCK_N):
-                first = tl.minimum(start, tl.maximum(end - BLOCK_N, 0))
-                similarity, at = _tile(
-                    documents,
-                    document_factors,
-                    document_first,
-                    document_start,
-                    first,
-                    column,
-                    end,
+    if winners is not None:  # noqa: SIM102 - triton 3.1 compiles what is behind an `and` in any case
+        if tl.max(has_nan, axis=0) > 0:
+            for step in range(0, document_count):
+                number = first_document + step
+                document, document_first, length, document_start, end, is_full, first_kept = _document(
+                    number,
+                    pair,
+                    first_query,
+                    documents_per_query,
+                    pair_documents,
+                    document_offsets,
+                    document_lengths,
+                    kept,
+                    document_outer_stride,
+                    document_stride,
                     document_row_stride,
-                    query_rows,
-                    live,
-                    near_query,
-                    far_query,
-                    near_low,
-                    far_low,
-                    query_factor,
-                    DIM,
-                    NEAR,
-                    FAR,
-                    ROWS,
-                    BLOCK_N,
-                    PRECISION,
-                    INTERPRET,
-                )
-                similarity = _ruled(
-                    similarity,
-                    weight,
-                    query_weights,
-                    document_mask,
-                    document_first + at,
-                    is_full,
-                    fill,
+                    max_document_length,
                     RULE,
-                    INTERPRET,
+                    LAYOUT,
                 )
-                is_nan = tl.where(similarity != similarity, at[None, :], _FAR)
-                winner = tl.minimum(winner, tl.min(is_nan, axis=1))
-            met = live & (winner < _FAR)
-            if document_mask is not None and RULE != "EXCLUDE":
-                factor = load_factor(document_mask, document_first + winner, met & (is_full == 0), INTERPRET)
-                winner = tl.where((is_full == 0) & (factor == 0), -1, winner)
-            tl.store(winners + winner_row, winner.to(winners.dtype.element_ty), mask=met)
+                if LAYOUT == "CROSS":
+                    winner_row = (document * query_count + query) * max_query_length + token
+                else:
+                    winner_row = (document if LAYOUT == "CANDIDATES" else pair) * max_query_length + token
+                winner = tl.full([ROWS], _FAR, tl.int32)
+                for start in range(0, end, BLOCK_N):
+                    first = tl.minimum(start, tl.maximum(end - BLOCK_N, 0))
+                    similarity, at = _tile(
+                        documents,
+                        document_factors,
+                        document_first,
+                        document_start,
+                        first,
+                        column,
+                        end,
+                        document_row_stride,
+                        query_rows,
+                        live,
+                        near_query,
+                        far_query,
+                        near_low,
+                        far_low,
+                        query_factor,
+                        DIM,
+                        NEAR,
+                        FAR,
+                        ROWS,
+                        BLOCK_N,
+                        PRECISION,
+                        INTERPRET,
+                    )
+                    similarity = _ruled(
+                        similarity,
+                        weight,
+                        query_weights,
+                        document_mask,
+                        document_first + at,
+                        is_full,
+                        fill,
+                        RULE,
+                        INTERPRET,
+                    )
+                    is_nan = tl.where(similarity != similarity, at[None, :], _FAR)
+                    winner = tl.minimum(winner, tl.min(is_nan, axis=1))
+                met = live & (winner < _FAR)
+                if document_mask is not None and RULE != "EXCLUDE":
+                    factor = load_factor(document_mask, document_first + winner, met & (is_full == 0), INTERPRET)
+                    winner = tl.where((is_full == 0) & (factor == 0), -1, winner)
+                tl.store(winners + winner_row, winner.to(winners.dtype.element_ty), mask=met)

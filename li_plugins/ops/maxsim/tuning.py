@@ -90,7 +90,10 @@ def forward(sizes: Sizes, want_winners: bool, card: Card) -> Forward:
         built_in = built_in_forward(sizes, card)
         return built_in if want_winners or not _is_streamed(sizes) else _streamed(sizes, built_in)
     blocks = _cut(sizes, tuning_rows.number(row, "ROWS"), tuning_rows.number(row, "BLOCK_N"))
-    return Forward(blocks, _documents(sizes, blocks, card, row["documents"]), tuning_rows.options(row))
+    asked = row["documents"]
+    if asked is None and not want_winners and _is_streamed(sizes):
+        asked = 1
+    return Forward(blocks, _documents(sizes, blocks, card, asked), tuning_rows.options(row))
 
 
 def _streamed(sizes: Sizes, chosen: Forward) -> Forward:
@@ -172,8 +175,6 @@ def _documents(sizes: Sizes, blocks: ForwardBlocks, card: Card, asked: int | Non
         return 1
     if asked is not None:
         return min(asked, max(sizes.documents, 1))
-    if _is_streamed(sizes):
-        return 1
     rows_of_tiles = tiles(blocks, sizes.queries, sizes.query_length)
     per_document = -(-sizes.document_length // blocks.BLOCK_N)
     read_queries = blocks.ROWS // blocks.BLOCK_N

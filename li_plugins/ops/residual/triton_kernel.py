@@ -21,7 +21,7 @@ from li_plugins.ops.maxsim.triton_arguments import (
     rows,
     stored,
 )
-from li_plugins.ops.maxsim.triton_device import on, support
+from li_plugins.ops.maxsim.triton_device import decoder_support, on, support
 from li_plugins.ops.maxsim.triton_programs import MAX_PROGRAMS
 from li_plugins.ops.maxsim.tuning_sizes import power_of_two
 from li_plugins.ops.residual import triton_tuning as tuning
@@ -43,7 +43,7 @@ class Residual:
 
     def supports(self, problem: ResidualProblem) -> Support:
         """Serve queries and centroids of fp16, bf16 and fp32, of 8 to 256 dimensions."""
-        served = support(problem)
+        served = decoder_support(problem)
         if not served:
             return served
         dtype, width = problem.centroids.dtype, problem.centroids.shape[1]
