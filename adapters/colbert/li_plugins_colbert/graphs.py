@@ -102,13 +102,12 @@ class Kind:
 
     def __init__(self) -> None:
         self._runs: dict[str, int] = {}
-        self._graphs: dict[str, Graph | None] = {}
+        self._graphs: dict[str, Graph] = {}
 
     def run(self, part: str, function: Callable[..., Any], *inputs: Tensor) -> Any:
         """Return ``function(*inputs)``, by a graph where this part of the search has one or gets one now."""
         if part in self._graphs:
-            graph = self._graphs[part]
-            return function(*inputs) if graph is None else graph(*inputs)
+            return self._graphs[part](*inputs)
         runs = self._runs[part] = self._runs.get(part, 0) + 1
         if runs < CAPTURED - 1:
             return function(*inputs)
@@ -122,15 +121,13 @@ class Kind:
             return results
         if _failures:
             return function(*inputs)
-        standing = [tensor for graph in self._graphs.values() if graph is not None for tensor in graph.results]
+        standing = [tensor for graph in self._graphs.values() for tensor in graph.results]
         try:
-            graph = Graph(function, inputs, standing)
+            graph = self._graphs[part] = Graph(function, inputs, standing)
         except Exception as error:
             _failures.append(str(error))
             logger.warning("li_plugins: no CUDA graphs of searches from now on, since a capture failed: %s", error)
-            self._graphs[part] = None
             return function(*inputs)
-        self._graphs[part] = graph
         return graph(*inputs)
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from li_plugins import api
-from li_plugins.ops import dispatch
+from li_plugins.ops import dispatch, recipes
 from li_plugins.ops.maxsim import gather, small
 
-pytest.register_assert_rewrite("peaks", "refusal")
+if TYPE_CHECKING:
+    from recorded_calls import Adds
+
+pytest.register_assert_rewrite("peaks", "recorded_calls", "refusal")
 
 
 @pytest.fixture(autouse=True)
@@ -35,3 +39,19 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         monkeypatch.setattr(gather, "ADDED", 0)
     dispatch.reset()
     return name
+
+
+@pytest.fixture
+def adds(monkeypatch: pytest.MonkeyPatch) -> Iterator[Adds]:
+    """Yield the compiled kernel of ``recorded_calls``, on a CPU that counts as the current GPU."""
+    import torch
+    from recorded_calls import STREAM, Adds
+
+    compiled = Adds()
+    monkeypatch.setattr(recipes, "RECORDED", 2)
+    monkeypatch.setattr(recipes, "_is_here", lambda device: True)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: STREAM, raising=False)
+    recipes.forget()
+    yield compiled
+    recipes.forget()
