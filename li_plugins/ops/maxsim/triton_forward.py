@@ -71,7 +71,7 @@ def _tile(
     rows = documents + document_start + first.to(tl.int64) * row_stride + token.to(tl.int64) * row_stride
     if document_factors is not None:
         factor = tl.load(document_factors + document_first + first + token)
-        similarity = product_of_halves(
+        similarity, _high, _low, _far_high, _far_low = product_of_halves(
             near_query, near_low, far_query, far_low, query_factor, rows, token >= 0, factor, DIM, NEAR, FAR, INTERPRET
         )
     else:

@@ -97,6 +97,7 @@ def product_of_halves(
 
     ``query_factor`` and ``factor`` are those of the rows. The product of the high numbers goes 64 dimensions at a time:
     ``fma`` keeps the compiler from making one chain of both. The interpreter cuts nothing, and is given nothing back.
+    The halves of the document rows come along.
     """
     high, low, far_high, far_low = load_halves(rows, live, NEAR, FAR)
     small = tl.dot(high_query, tl.trans(low))
@@ -110,14 +111,29 @@ def product_of_halves(
     if FAR > 0:
         product = tl.fma(tl.dot(far_high_query, tl.trans(far_high)), tl.full(small.shape, 1.0, tl.float32), product)
     product *= factor[None, :]
-    if INTERPRET:
-        return product * query_factor[:, None]
-    # each product's share of the dimensions, and the mean of the sums in its chain
-    STEPS: tl.constexpr = (DIM + 15) // 16
-    FAR_STEPS: tl.constexpr = STEPS - NEAR // 16 if FAR > 0 else 0
-    NEAR_STEPS: tl.constexpr = STEPS - FAR_STEPS
-    SUMS: tl.constexpr = (NEAR_STEPS * (NEAR_STEPS + 1) + FAR_STEPS * (FAR_STEPS + 1)) / (2 * STEPS)
-    return tl.fma(product, query_factor[:, None] * (_CUT * SUMS), product * query_factor[:, None])
+    similarity = product * query_factor[:, None]
+    if not INTERPRET:
+        # each product's share of the dimensions, and the mean of the sums in its chain
+        STEPS: tl.constexpr = (DIM + 15) // 16
+        FAR_STEPS: tl.constexpr = STEPS - NEAR // 16 if FAR > 0 else 0
+        NEAR_STEPS: tl.constexpr = STEPS - FAR_STEPS
+        SUMS: tl.constexpr = (NEAR_STEPS * (NEAR_STEPS + 1) + FAR_STEPS * (FAR_STEPS + 1)) / (2 * STEPS)
+        similarity = tl.fma(product, query_factor[:, None] * (_CUT * SUMS), similarity)
+    return similarity, high, low, far_high, far_low
+
+
+@triton.jit
+def add_halves(total, share, high, low):
+    """Return ``total`` plus the product of shares, ``2**14`` at most, with the halves of rows.
+
+    A share, too, is two fp16 numbers. They are not brought into range one by one: what one far below the largest loses
+    is less than ``2**-39`` of the largest. The sum of all is none of the tensor cores', which would cut it.
+    """
+    first = share.to(tl.float16)
+    rest = (share - first.to(tl.float32)).to(tl.float16)
+    product = tl.dot((first * _BELOW).to(tl.float16), low)
+    product = tl.dot(rest, high, product)
+    return total + tl.dot(first, high, product)
 
 
 _launch = Launcher(maxsim_halves)

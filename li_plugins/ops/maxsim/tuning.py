@@ -113,7 +113,7 @@ def built_in_forward(sizes: Sizes, card: Card) -> Forward:
     Tall tiles, so that a document's tokens travel to a multiprocessor seldom; few registers, so that two programs share
     it and one multiplies while the other looks for maxima.
     """
-    near, far = _dimensions(sizes)
+    near, far = dimensions(sizes)
     row_bytes = (near + far) * sizes.element_size
     in_one = near + far >= sizes.width
     most = 128
@@ -138,7 +138,7 @@ def built_in_forward(sizes: Sizes, card: Card) -> Forward:
 
 def _is_streamed(sizes: Sizes) -> bool:
     """Tell whether few query tokens meet ragged documents, none of them long: memory is the limit, and how they end."""
-    near, far = _dimensions(sizes)
+    near, far = dimensions(sizes)
     rows = _cut(sizes, 128, 64).ROWS
     in_one = sizes.width <= near + far <= 128
     return sizes.is_packed and sizes.element_size == 2 and in_one and rows <= 32 and sizes.document_length <= 512
@@ -156,7 +156,7 @@ def _cut(sizes: Sizes, most: int, columns: int) -> ForwardBlocks:
         flat = True
         rows = min(most, power_of_two(rows_of_batch))
         tokens, slots = rows, power_of_two((rows - 1) // sizes.query_length + 2)
-    return ForwardBlocks(rows, tokens, slots, flat, columns, *_dimensions(sizes))
+    return ForwardBlocks(rows, tokens, slots, flat, columns, *dimensions(sizes))
 
 
 def tiles(blocks: ForwardBlocks, queries: int, query_length: int) -> int:
@@ -232,16 +232,13 @@ def sorted_gradient(sizes: Sizes, card: Card) -> SortedGradient:
     return SortedGradient(64, min(power_of_two(sizes.width, 16), 128), Options(2, 3, 168))
 
 
-def _dimensions(sizes: Sizes) -> tuple[int, int]:
+def dimensions(sizes: Sizes) -> tuple[int, int]:
+    """Return the powers of two whose sum holds the width with little to spare, or a step that goes through it."""
+    width = sizes.width
     if sizes.is_halved:
-        width = power_of_two(sizes.width, 16)
-        return min(width, 64), max(width - 64, 0)
-    return dimensions(sizes.width, sizes.element_size)
-
-
-def dimensions(width: int, element_size: int) -> tuple[int, int]:
-    """Return the powers of two whose sum holds ``width`` with little to spare, or a step that goes through it."""
-    if element_size == 4:
+        padded = power_of_two(width, 16)
+        return min(padded, 64), max(padded - 64, 0)
+    if sizes.element_size == 4:
         return 16, 0  # few sums at a time round less
     if width > 384:
         return 64, 0

@@ -3,15 +3,15 @@
 A similarity's share in its sum is computed from it again: ``share_ij = grad_score * exp(s_ij / tau - sums_i)``. Without
 atomics, so two runs agree. With ``P`` pairs, ``s`` bytes per element and ``ROWS`` rows in a tile, for each gradient:
 
-* operations: ``6 * P * Lq * Ld * d`` on tensor cores (fp32: 4, in pieces), one exponential and ten more per
-  similarity; where ``d`` is taken in blocks of ``BLOCK_D``, the first product once for each;
+* operations: ``6 * P * Lq * Ld * d`` on tensor cores (fp32: 12 in halves, 24 in pieces), one exponential and ten more
+  per similarity; where ``d`` is taken in blocks of ``BLOCK_D``, the first product once for each;
 * bytes: what is visited is read, ``s * d`` per token, once for each tile that visits it (mostly from L2), and ``4`` per
   query token and pair for each tile of ``ROWS`` document tokens, once for the queries; ``s * d`` per token is written.
   Where few tiles would fill the card, each is shared by several programs, whose fp32 parts are added afterwards.
 
-Shares in 16 bits would be the largest error of a gradient by far, so they are two numbers of the embeddings' dtype.
-fp16 also lacks the range: its scores' gradients come divided by their largest. Visits of which no score has a gradient
-are skipped.
+Shares in 16 bits would be the largest error of a gradient by far, so they are two numbers of the embeddings' dtype, of
+fp32 as of fp16. fp16 also lacks the range: its scores' gradients come divided by their largest, with halves by that of
+what they are multiplied with. Visits of which no score has a gradient are skipped.
 """
 
 import math
@@ -19,6 +19,7 @@ import math
 import triton
 import triton.language as tl
 
+from li_plugins.ops.maxsim.triton_halves import add_halves, load_halves, product_of_halves
 from li_plugins.ops.maxsim.triton_tiles import load_query, load_rows, products
 
 GROUP = 4
@@ -53,6 +54,95 @@ def _add(gradient, share, tile, LACKS: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _load_own(
+    rows, live, factors, index, DIM: tl.constexpr, NEAR: tl.constexpr, FAR: tl.constexpr, INTERPRET: tl.constexpr
+):
+    """Load rows that meet many others: near and far, of halves what is low, and their factors; 0 in place of none."""
+    near_low, far_low, factor = 0, 0, 0.0
+    if factors is not None:
+        near, near_low, far, far_low = load_halves(rows, live, NEAR, FAR)
+        factor = tl.load(factors + index, mask=live, other=0.0)
+    else:
+        near, far = load_query(rows, live, DIM, NEAR, FAR, INTERPRET)
+    return near, near_low, far, far_low, factor
+
+
+@triton.jit
+def _visit(
+    near_gradient,
+    far_gradient,
+    own_rows,
+    live,
+    near_own,
+    near_low,
+    far_own,
+    far_low,
+    own_factor,
+    rows,
+    exists,
+    factors,
+    index,
+    origin,
+    grad_score,
+    scale,
+    counts,
+    is_last,
+    dims,
+    DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    NEAR: tl.constexpr,
+    FAR: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    LACKS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
+    """Return a tile of the gradient plus the shares of ``COLUMNS`` rows, of which those ``counts`` count.
+
+    ``origin`` and ``grad_score`` are those of each pair of rows, or broadcast to them. With ``factors`` all rows are
+    halves.
+    """
+    if factors is not None:
+        factor = tl.load(factors + index, mask=exists, other=0.0)
+        similarity, tile, low, far_tile, far_low_tile = product_of_halves(
+            near_own, near_low, far_own, far_low, own_factor, rows, exists, factor, DIM, NEAR, FAR, INTERPRET
+        )
+    else:
+        similarity, tile, far_tile = products(
+            own_rows,
+            live,
+            near_own,
+            far_own,
+            rows,
+            exists,
+            DIM,
+            NEAR,
+            FAR,
+            ROWS,
+            COLUMNS,
+            PRECISION,
+            INTERPRET,
+        )
+    share = tl.exp2(similarity * scale - origin) * grad_score
+    if is_last:
+        share = tl.where(counts[None, :], share, 0.0)
+    if factors is not None:
+        share *= factor[None, :]
+        near_gradient = add_halves(near_gradient, share, tile, low)
+        if FAR > 0:
+            far_gradient = add_halves(far_gradient, share, far_tile, far_low_tile)
+    else:
+        IN_ONE: tl.constexpr = NEAR + FAR >= DIM
+        if not IN_ONE:
+            tile = load_rows(rows, exists, dims, DIM, DIM % BLOCK_D == 0, INTERPRET)
+        near_gradient = _add(near_gradient, share, tile, LACKS, PRECISION)
+        if IN_ONE and FAR > 0:
+            far_gradient = _add(far_gradient, share, far_tile, LACKS, PRECISION)
+    return near_gradient, far_gradient
+
+
+@triton.jit
 def _store(target, gradient, factor, live, dims, DIM: tl.constexpr):
     """Store a tile ``[ROWS, dims]`` at ``target [ROWS]``, in the dtype of what is there."""
     gradient *= factor[:, None]
@@ -62,8 +152,10 @@ def _store(target, gradient, factor, live, dims, DIM: tl.constexpr):
 
 @triton.jit(do_not_specialize=_SIZES)
 def smooth_maxsim_query_gradient(
-    queries,  # [A * Lq, d]
-    documents,  # [B, Ld, d] or [A, K, Ld, d]
+    queries,  # [A * Lq, d]; as maxsim_halves splits them where there are factors
+    documents,  # [B, Ld, d] or [A, K, Ld, d]; likewise
+    query_factors,  # [A * Lq]; or None
+    document_factors,  # as documents without d, contiguous; or None
     sums,  # [B, A, Lq] or [A, K, Lq] float32, contiguous
     grad_scores,  # [A, B] or [A, K] float32, contiguous
     factors,  # [A] by which the gradient is multiplied in the end; or None
@@ -117,22 +209,25 @@ def smooth_maxsim_query_gradient(
         row = own_query * max_query_length + query_token
         live = query_token < max_query_length
     query_rows = queries + row * query_row_stride
-    near_query, far_query = load_query(query_rows, live, DIM, NEAR, FAR, INTERPRET)
+    near, near_low, far, far_low, query_factor = _load_own(
+        query_rows, live, query_factors, row, DIM, NEAR, FAR, INTERPRET
+    )
 
     column = tl.arange(0, COLUMNS)
-    near_gradient = tl.zeros([ROWS, WIDTH], tl.float32)
+    near_gradient, far_gradient = tl.zeros([ROWS, WIDTH], tl.float32), 0
     if IN_ONE and FAR > 0:
         far_gradient = tl.zeros([ROWS, FAR], tl.float32)
     first_visit = part * visits_per_program
     for visit in range(first_visit, tl.minimum(first_visit + visits_per_program, visits)):
         document = tl.cast(visit, tl.int64)
+        item = document if LAYOUT == "CROSS" else own_query * documents_per_query + document
         document_rows = documents + document * document_stride
         grad_score = tl.load(grad_scores + query * documents_per_query + document, mask=live, other=0.0)
         if LAYOUT == "CROSS":
             at = document * query_count * max_query_length + row
         else:
             document_rows += own_query * document_outer_stride
-            at = (own_query * documents_per_query + document) * max_query_length + query_token
+            at = item * max_query_length + query_token
         has_gradient = live & (grad_score != 0)
         origin = tl.load(sums + at, mask=has_gradient, other=float("inf")) * _LOG2E
         end = tl.where(tl.max(has_gradient.to(tl.int32), axis=0) > 0, max_document_length, 0)
@@ -140,29 +235,36 @@ def smooth_maxsim_query_gradient(
             left = end - first
             token = first + tl.minimum(column, left - 1)
             rows = document_rows + token.to(tl.int64) * document_row_stride
-            similarity, tile_rows, far_rows = products(
+            near_gradient, far_gradient = _visit(
+                near_gradient,
+                far_gradient,
                 query_rows,
                 live,
-                near_query,
-                far_query,
+                near,
+                near_low,
+                far,
+                far_low,
+                query_factor,
                 rows,
-                left > 0,
+                token >= 0,
+                document_factors,
+                item * max_document_length + token,
+                origin[:, None],
+                grad_score[:, None],
+                scale,
+                column < left,
+                left < COLUMNS,
+                dims,
                 DIM,
-                NEAR,
-                FAR,
                 ROWS,
                 COLUMNS,
+                NEAR,
+                FAR,
+                BLOCK_D,
+                LACKS,
                 PRECISION,
                 INTERPRET,
             )
-            share = tl.exp2(similarity * scale - origin[:, None]) * grad_score[:, None]
-            if left < COLUMNS:
-                share = tl.where((column < left)[None, :], share, 0.0)
-            if not IN_ONE:
-                tile_rows = load_rows(rows, left > 0, dims, DIM, DIM % BLOCK_D == 0, INTERPRET)
-            near_gradient = _add(near_gradient, share, tile_rows, LACKS, PRECISION)
-            if IN_ONE and FAR > 0:
-                far_gradient = _add(far_gradient, share, far_rows, LACKS, PRECISION)
 
     factor = tl.full([ROWS], 1.0, tl.float32)
     if factors is not None:
@@ -175,8 +277,10 @@ def smooth_maxsim_query_gradient(
 
 @triton.jit(do_not_specialize=_SIZES)
 def smooth_maxsim_document_gradient(
-    queries,  # [A * Lq, d]
-    documents,  # [B, Ld, d] or [A, K, Ld, d]
+    queries,  # [A * Lq, d]; as maxsim_halves splits them where there are factors
+    documents,  # [B, Ld, d] or [A, K, Ld, d]; likewise
+    query_factors,  # [A * Lq]; or None
+    document_factors,  # as documents without d, contiguous; or None
     sums,  # [B, A, Lq] or [A, K, Lq] float32, contiguous
     grad_scores,  # [A, B] or [A, K] float32, contiguous
     factors,  # [B] or [A * K] by which the gradient is multiplied in the end; or None
@@ -235,11 +339,13 @@ def smooth_maxsim_document_gradient(
         + document * document_stride
         + token.to(tl.int64) * document_row_stride
     )
-    near_document, far_document = load_query(document_rows, live, DIM, NEAR, FAR, INTERPRET)
+    near, near_low, far, far_low, token_factor = _load_own(
+        document_rows, live, document_factors, item * max_document_length + token, DIM, NEAR, FAR, INTERPRET
+    )
 
     column = tl.arange(0, COLUMNS)
     together = tl.arange(0, _GROUP * COLUMNS)
-    near_gradient = tl.zeros([ROWS, WIDTH], tl.float32)
+    near_gradient, far_gradient = tl.zeros([ROWS, WIDTH], tl.float32), 0
     if IN_ONE and FAR > 0:
         far_gradient = tl.zeros([ROWS, FAR], tl.float32)
     first_visit = part * visits_per_program
@@ -266,29 +372,36 @@ def smooth_maxsim_document_gradient(
             origin, grad_score = tl.split(tl.load(places, mask=exists[:, None] & (which < 2), other=0.0))
             origin = tl.where(grad_score != 0, origin * _LOG2E, float("inf"))
             rows = met_queries + row * query_row_stride
-            similarity, tile_rows, far_rows = products(
+            near_gradient, far_gradient = _visit(
+                near_gradient,
+                far_gradient,
                 document_rows,
                 live,
-                near_document,
-                far_document,
+                near,
+                near_low,
+                far,
+                far_low,
+                token_factor,
                 rows,
                 exists,
+                query_factors,
+                first_query * max_query_length + row,
+                origin[None, :],
+                grad_score[None, :],
+                scale,
+                exists,
+                left < COLUMNS,
+                dims,
                 DIM,
-                NEAR,
-                FAR,
                 ROWS,
                 COLUMNS,
+                NEAR,
+                FAR,
+                BLOCK_D,
+                LACKS,
                 PRECISION,
                 INTERPRET,
             )
-            share = tl.exp2(similarity * scale - origin[None, :]) * grad_score[None, :]
-            if left < COLUMNS:
-                share = tl.where(exists[None, :], share, 0.0)
-            if not IN_ONE:
-                tile_rows = load_rows(rows, exists, dims, DIM, DIM % BLOCK_D == 0, INTERPRET)
-            near_gradient = _add(near_gradient, share, tile_rows, LACKS, PRECISION)
-            if IN_ONE and FAR > 0:
-                far_gradient = _add(far_gradient, share, far_rows, LACKS, PRECISION)
 
     factor = tl.full([ROWS], 1.0, tl.float32)
     if factors is not None:

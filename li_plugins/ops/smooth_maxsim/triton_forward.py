@@ -2,8 +2,8 @@
 
 With ``P`` pairs of a query and a document, ``s`` bytes per element and ``ROWS`` query tokens in a tile:
 
-* operations: ``2 * P * Lq * Ld * d`` on tensor cores (fp16, bf16, fp32 in pieces), one exponential and three more per
-  similarity; exponentials are a limit of their own: a multiprocessor takes 16 a clock, as many as similarities of
+* operations: ``2 * P * Lq * Ld * d`` on tensor cores (fp32: 6 in halves, 12 in pieces), one exponential and three more
+  per similarity; exponentials are a limit of their own: a multiprocessor takes 16 a clock, as many as similarities of
   ``d = 128`` come out of its tensor cores;
 * bytes: ``s * d`` for each query token and each document token, 4 per score, ``4 * Lq`` per pair for the sums that a
   backward reads. A document's tiles are read ``A * Lq / ROWS`` times, mostly from L2.
@@ -16,6 +16,7 @@ import math
 import triton
 import triton.language as tl
 
+from li_plugins.ops.maxsim.triton_halves import load_halves, product_of_halves
 from li_plugins.ops.maxsim.triton_tiles import (
     CLASSES,
     FORWARD_SIZES,
@@ -40,8 +41,10 @@ def _origin(highest):
 
 @triton.jit(do_not_specialize=FORWARD_SIZES)
 def smooth_maxsim_forward(
-    queries,  # [A, Lq, d]
-    documents,  # [B, Ld, d] or [A, K, Ld, d]
+    queries,  # [A, Lq, d]; as maxsim_halves splits them where there are factors
+    documents,  # [B, Ld, d] or [A, K, Ld, d]; likewise
+    query_factors,  # as queries without d, contiguous; or None
+    document_factors,  # as documents without d, contiguous; or None
     scores,  # [A, B] or [A, K]; before it a dimension of parts where a query is spread over tiles
     sums,  # [B, A, Lq] or [A, K, Lq] float32, logsumexp(similarities / tau); or None
     query_stride,
@@ -90,32 +93,55 @@ def smooth_maxsim_forward(
     )
     live = (query < query_count) & (token < max_query_length)
     query_rows = queries + query * query_stride + token.to(tl.int64) * query_row_stride
-    near_query, far_query = load_query(query_rows, live, DIM, NEAR, FAR, INTERPRET)
+    near_low, far_low, query_factor = 0, 0, 0.0
+    if query_factors is not None:
+        near_query, near_low, far_query, far_low = load_halves(query_rows, live, NEAR, FAR)
+        query_factor = tl.load(query_factors + query * max_query_length + token, mask=live, other=0.0)
+    else:
+        near_query, far_query = load_query(query_rows, live, DIM, NEAR, FAR, INTERPRET)
     column = tl.arange(0, BLOCK_N)
     for step in range(0, document_count):
         document = tl.cast(first_document + step, tl.int64)
         document_rows = documents + first_query * document_outer_stride + document * document_stride
+        item = document if LAYOUT == "CROSS" else first_query * documents_per_query + document
         highest = tl.full([ROWS, _CLASSES], float("-inf"), tl.float32)
         total = tl.zeros([ROWS, _CLASSES], tl.float32)
         for first in range(0, max_document_length, BLOCK_N):
             left = max_document_length - first
             # the last tile repeats the last token, and does not count it again
             at = first + tl.minimum(column, left - 1)
-            similarity, _near, _far = products(
-                query_rows,
-                live,
-                near_query,
-                far_query,
-                document_rows + at.to(tl.int64) * document_row_stride,
-                left > 0,
-                DIM,
-                NEAR,
-                FAR,
-                ROWS,
-                BLOCK_N,
-                PRECISION,
-                INTERPRET,
-            )
+            rows = document_rows + at.to(tl.int64) * document_row_stride
+            if document_factors is not None:
+                similarity, _high, _low, _far_high, _far_low = product_of_halves(
+                    near_query,
+                    near_low,
+                    far_query,
+                    far_low,
+                    query_factor,
+                    rows,
+                    at >= 0,
+                    tl.load(document_factors + item * max_document_length + at),
+                    DIM,
+                    NEAR,
+                    FAR,
+                    INTERPRET,
+                )
+            else:
+                similarity, _near, _far = products(
+                    query_rows,
+                    live,
+                    near_query,
+                    far_query,
+                    rows,
+                    left > 0,
+                    DIM,
+                    NEAR,
+                    FAR,
+                    ROWS,
+                    BLOCK_N,
+                    PRECISION,
+                    INTERPRET,
+                )
             if left < BLOCK_N:
                 similarity = tl.where((column < left)[None, :], similarity, float("-inf"))
             found = larger(highest, best_of_classes(similarity, ROWS, BLOCK_N, INTERPRET) * scale)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from li_plugins.ops.launch import Options
 from li_plugins.ops.maxsim.tuning import dimensions
-from li_plugins.ops.maxsim.tuning_sizes import Card, power_of_two
+from li_plugins.ops.maxsim.tuning_sizes import Card, Sizes, power_of_two
 
 MOST_IN_ONE = 256
 """Widest rows of which a program owns all dimensions: their gradient stays in its registers."""
@@ -35,25 +35,18 @@ class Gradient(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def gradient(width: int, element_size: int, owned: int, visited: int) -> Gradient:
-    """Choose the blocks of a gradient.
-
-    Parameters
-    ----------
-    width, element_size
-        Of the embeddings.
-    owned, visited
-        Most tokens that a tile may own, and that it may visit one after the other.
-    """
-    near, far = dimensions(width, element_size)
-    if width > MOST_IN_ONE and element_size == 2:
+def gradient(sizes: Sizes, owned: int, visited: int) -> Gradient:
+    """Choose the blocks of a gradient whose tiles own at most ``owned`` tokens, and visit ``visited`` one by one."""
+    width = sizes.width
+    near, far = dimensions(sizes)
+    if width > MOST_IN_ONE and sizes.element_size == 2:
         near, far = 64, 0
     in_one = near + far >= width
     rows = min(power_of_two(owned, 16), 64)
-    wide = element_size == 4 or near + far > 128
+    wide = (sizes.element_size == 4 and not sizes.is_halved) or near + far > 128
     columns = min(power_of_two(visited, 16), 32 if wide else 64)
     blocks = GradientBlocks(rows, columns, near, far, min(power_of_two(width, 16), 128))
-    return Gradient(blocks, Options(4, 3 if in_one else 2))
+    return Gradient(blocks, Options(4, 3 if in_one and not sizes.is_halved else 2))
 
 
 def dimension_blocks(width: int, blocks: GradientBlocks) -> int:

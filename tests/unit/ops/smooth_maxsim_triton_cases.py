@@ -173,6 +173,49 @@ def test_odd_shapes(query_length, document_length, dim, dtype):
     )
 
 
+@pytest.fixture
+def halved(monkeypatch):
+    """fp32 in halves, however small the problem and whatever the device."""
+    monkeypatch.setattr(arguments, "_is_halved", lambda sizes, device: sizes.element_size == 4)
+
+
+@pytest.mark.parametrize("dim", [3, 48, 96, 128])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=by_name)
+@pytest.mark.usefixtures("halved")
+def test_fp32_in_halves(layout, dim):
+    check(random_problem(layout, queries=3, documents=2, document_length=70, dim=dim))
+
+
+@pytest.mark.usefixtures("halved")
+def test_halves_of_rows_of_any_size():
+    problem = random_problem(queries=4, documents=4, dim=64)
+    powers = torch.tensor([1e-9, 1e-3, 1.0, 1e6], device=DEVICE)[:, None, None]
+    problem = replace(problem, queries=problem.queries * powers, documents=problem.documents * 1e-6)
+    check(problem)
+    check(problem, random_gradient(problem) * torch.tensor([1e-6, 1e3, 1e-9, 1e12], device=DEVICE))
+
+
+@pytest.mark.usefixtures("halved")
+def test_halves_of_a_document_that_is_far_smaller_than_another():
+    problem = random_problem(queries=2, documents=2)
+    problem.documents[0] *= 1e-6
+    check(problem)
+
+
+@pytest.mark.parametrize("number", [torch.inf, torch.nan])
+@pytest.mark.usefixtures("halved")
+def test_halves_of_what_is_no_number(number):
+    problem = random_problem(queries=2, documents=3)
+    problem.documents[1, 2, 3] = number
+    scores, sums = KERNEL.forward(problem, True)
+    expected, expected_sums = REFERENCE.forward(problem, True)
+    torch.testing.assert_close(scores, expected, equal_nan=True)
+    grad_scores = torch.ones_like(scores)
+    found = KERNEL.backward(problem, grad_scores, sums, True, True)
+    for ours, theirs in zip(found, REFERENCE.backward(problem, grad_scores, expected_sums, True, True), strict=True):
+        assert torch.equal(ours.isfinite(), theirs.isfinite())
+
+
 @pytest.mark.parametrize("tau", [0.02, 1, 5])
 def test_temperatures(tau):
     check(random_problem(tau=tau))

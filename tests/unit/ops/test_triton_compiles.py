@@ -92,12 +92,15 @@ def maxsim_of(layout: Layout, rule: str, dtype: torch.dtype, **sizes: int) -> Ca
     return call
 
 
-def smooth() -> None:
-    cases = import_module("smooth_maxsim_triton_cases")
-    problem = cases.random_problem(dtype=torch.bfloat16)
-    scores, sums = cases.KERNEL.forward(problem, True)
-    cases.KERNEL.forward(problem, False)
-    cases.KERNEL.backward(problem, scores, sums, True, True)
+def smooth_of(dtype: torch.dtype, dim: int) -> Callable[[], object]:
+    def call() -> None:
+        cases = import_module("smooth_maxsim_triton_cases")
+        problem = cases.random_problem(dtype=dtype, dim=dim, queries=9, query_length=32)
+        scores, sums = cases.KERNEL.forward(problem, True)
+        cases.KERNEL.forward(problem, False)
+        cases.KERNEL.backward(problem, scores, sums, True, True)
+
+    return call
 
 
 def stored() -> None:
@@ -146,6 +149,8 @@ def coded() -> None:
         kernels.DECOMPRESS.forward(decoded)
 
 
+SMOOTH = {"smooth_maxsim_forward", "smooth_maxsim_query_gradient", "smooth_maxsim_document_gradient"}
+
 KERNELS: dict[str, tuple[Callable[[], object], set[str]]] = {
     "maxsim": (
         maxsim_of(Layout.CROSS, "NONE", torch.bfloat16, queries=9, documents=3, query_length=32, document_length=70),
@@ -163,7 +168,12 @@ KERNELS: dict[str, tuple[Callable[[], object], set[str]]] = {
         maxsim_of(Layout.PACKED_PAIRS, "NONE", torch.bfloat16, queries=2, documents=3),
         {"maxsim_forward", "maxsim_query_gradient", "maxsim_document_gradient"},
     ),
-    "smooth": (smooth, {"smooth_maxsim_forward", "smooth_maxsim_query_gradient"}),
+    "maxsim in halves": (
+        maxsim_of(Layout.CROSS, "ZERO", torch.float32, queries=9, documents=3, query_length=32, document_length=70),
+        {"maxsim_halves", "maxsim_forward"},
+    ),
+    "smooth": (smooth_of(torch.bfloat16, 8), SMOOTH),
+    "smooth in halves": (smooth_of(torch.float32, 128), SMOOTH | {"maxsim_halves"}),
     "stored": (stored, {"residual_maxsim_forward"} if _compat.passes_tuples() else set()),
     "codes": (by_codes, {"code_maxsim_forward"}),
     "near": (near, {"near_in_blocks", "mark_near"}),
@@ -177,5 +187,7 @@ def test_kernels_compile(compiled: list[str], name: str, monkeypatch: pytest.Mon
     call, expected = KERNELS[name]
     for module in ("smooth_maxsim", "stored", "near"):
         monkeypatch.setattr(f"{module}_triton_cases.DEVICE", "cpu")
+    if "halves" in name:
+        monkeypatch.setattr(arguments, "_is_halved", lambda sizes, device: True)
     call()
     assert expected <= set(compiled), sorted(set(compiled))
