@@ -23,7 +23,7 @@ from li_plugins.ops.spans import grouped
 TILE_ELEMENTS = 2**20
 """Most similarities in memory at a time, as long as one query token and one document have fewer; the same holds for a
 block of document tokens, of queries, and of best similarities."""
-TILE_ROWS = 1024
+TILE_ROWS = 512
 """Most query tokens in one tile."""
 PANEL_ROWS = 2**15
 """Most query tokens that are cast and weighted at a time."""

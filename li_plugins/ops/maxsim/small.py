@@ -22,7 +22,8 @@ PRODUCTS = 2**24
 ELEMENTS = 2**20
 """Most numbers of packed texts, of which a list of pairs may leave out most."""
 TEXTS = 64
-"""Most documents, queries or pairs of packed problems, each of which takes steps of its own."""
+"""Most documents, queries or pairs of packed problems, each of which takes steps of its own; of pairs that share
+nothing there may be any number."""
 
 Found = tuple[Tensor, Tensor | None]
 
@@ -136,23 +137,28 @@ def _pairs(problem: Problem, want_winners: bool) -> Found | None:
     """Serve listed pairs of packed texts; documents that follow one another and meet one query share a product."""
     assert problem.pair_queries is not None and problem.pair_documents is not None
     assert problem.document_offsets is not None
-    if not 0 < problem.pair_queries.shape[0] <= TEXTS:
-        return None
     queries, documents = problem.pair_queries.tolist(), problem.pair_documents.tolist()
     query_lengths, document_lengths = _lengths(problem.query_offsets), _lengths(problem.document_offsets)
-    width, dtype = problem.queries.shape[1], compute_dtype(problem.queries.dtype)
-    similarities = sum(query_lengths[q] * document_lengths[d] for q, d in zip(queries, documents, strict=True))
-    is_lean = problem.queries.numel() + problem.documents.numel() <= ELEMENTS
-    if not is_lean or not _is_small(similarities, 1, width) or not all(document_lengths):
+    if not queries or not all(document_lengths):
         return None
-    rows = problem.queries.to(dtype).split(query_lengths)
-    tokens = problem.documents.to(dtype)
+    runs = _runs(queries, documents)
+    similarities = [
+        query_lengths[queries[start]] * sum(document_lengths[documents[start] : documents[stop - 1] + 1])
+        for start, stop in runs
+    ]
+    width, dtype = problem.queries.shape[1], compute_dtype(problem.queries.dtype)
+    is_lean = len(queries) <= TEXTS and problem.queries.numel() + problem.documents.numel() <= ELEMENTS
+    # where most pairs share nothing, a step for each is all there is to be had
+    at_once = max(similarities) if 2 * len(runs) > len(queries) else sum(similarities) if is_lean else 0
+    if not _is_small(at_once, 1, width):
+        return None
+    rows, tokens = problem.queries.split(query_lengths), problem.documents
     begins = problem.document_offsets.tolist()
     best: list[Tensor] = []
     positions: list[Tensor] = []
-    for start, stop in _runs(queries, documents):
+    for start, stop in runs:
         first, last = documents[start], documents[stop - 1]
-        grid = _product(tokens[begins[first] : begins[last + 1]], rows[queries[start]])
+        grid = _product(tokens[begins[first] : begins[last + 1]].to(dtype), rows[queries[start]].to(dtype))
         values, places = _best(grid, document_lengths[first : last + 1], want_winners)
         best += values
         positions += places

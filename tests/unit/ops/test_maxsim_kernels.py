@@ -209,12 +209,44 @@ def test_what_is_not_small_is_left(layout: Layout, name: str, monkeypatch: pytes
     if problem.document_offsets is not None:
         offsets = torch.tensor([0, 7, 9, 12, 30])
         problem = replace(problem, document_offsets=offsets, documents=problem.documents[:30])
+    if layout is Layout.PACKED_PAIRS:
+        pairs = {"pair_queries": torch.zeros(4, dtype=torch.int64), "pair_documents": torch.arange(4), "floor": None}
+        problem = replace(problem, **pairs)
     assert small.scores_and_winners(problem, False) is not None
     monkeypatch.setattr(small, name, 1)
     is_bound = problem.query_offsets is not None if name == "TEXTS" else True
     if name == "ELEMENTS":
         is_bound = layout is Layout.PACKED_PAIRS
     assert (small.scores_and_winners(problem, False) is None) == is_bound
+
+
+@pytest.mark.parametrize("floored", [False, True])
+def test_many_pairs_that_share_nothing_take_a_step_each(floored: bool) -> None:
+    count = small.TEXTS + 30
+    lengths = torch.randint(1, 20, (2, count), generator=torch.Generator().manual_seed(0))
+    offsets = torch.nn.functional.pad(lengths.cumsum(1), (1, 0))
+    order = torch.randperm(count)
+    problem = replace(
+        random_problem(Layout.PACKED_PAIRS, mask=None),
+        queries=torch.randn(int(offsets[0, -1]), 8),
+        documents=torch.randn(int(offsets[1, -1]), 8),
+        query_offsets=offsets[0],
+        document_offsets=offsets[1],
+        pair_queries=torch.arange(count),
+        pair_documents=order,
+        max_query_length=19,
+        max_document_length=19,
+        floor=order % 2 == 0 if floored else None,
+    )
+    found = small.scores_and_winners(problem, True)
+    assert found is not None
+    expected = reference.KERNEL.forward(problem, True)
+    torch.testing.assert_close(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    for most in ("SIMILARITIES", "PRODUCTS"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(small, most, 1)
+            assert small.scores_and_winners(problem, True) is None
 
 
 @pytest.mark.parametrize(
