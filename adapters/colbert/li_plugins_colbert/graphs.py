@@ -1,11 +1,12 @@
-"""Searches of one kind as CUDA graphs, for who asks for them: two calls of the host launch most of a search.
+"""Searches of one kind as CUDA graphs: two calls of the host launch most of a search.
 
 A search of one query is some thirty short launches, which a GPU works off faster than a host can make them. Most depend
 on nothing but settings and the query's shape: all before the candidates are known, and all after the first pruning, as
 it leaves the same number of passages each time. These are captured when a kind of search has come a few times.
 
 While torch captures, its random numbers on that GPU are not to be had, for other threads either (up to torch 2.11, they
-get an error). Nobody should meet that who did not ask for it, so the variable is off by default.
+get an error). Nobody should meet that who did not ask for it: unless the variable says so, there are graphs only while
+no other thread runs Python, so that nobody is there to ask for random numbers.
 """
 
 from __future__ import annotations
@@ -39,9 +40,16 @@ _failures: list[str] = []
 """Why a capture failed, after which torch may be in no state for another."""
 
 
-def are_asked_for() -> bool:
-    """Tell whether the user wants graphs, and none has failed."""
-    return os.environ.get(VARIABLE, "0").strip() == "1" and not _failures
+def are_used() -> bool:
+    """Tell whether a search now may be made of graphs: as the user says, else where this is the only thread."""
+    if _failures:
+        return False
+    asked = os.environ.get(VARIABLE, "").strip().lower()
+    if asked in ("1", "0"):
+        return asked == "1"
+    return threading.active_count() == 1 or all(
+        thread is threading.current_thread() or _is_bystander(thread) for thread in threading.enumerate()
+    )
 
 
 class Graph:
@@ -135,6 +143,11 @@ class Kind:
 def _aside(device: int) -> torch.cuda.Stream:
     """Return the stream of a device that searches are captured on."""
     return torch.cuda.Stream(device)
+
+
+def _is_bystander(thread: threading.Thread) -> bool:
+    """Tell whether it is the thread that wakes tqdm's progress bars, which colbert-ai's own search shows."""
+    return type(thread).__module__.partition(".")[0] == "tqdm"
 
 
 def _is_among(tensor: Tensor, others: Sequence[Tensor]) -> bool:

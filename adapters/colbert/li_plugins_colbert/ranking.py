@@ -51,9 +51,9 @@ def explain_rank(self: Any, config: Any, Q: Tensor, filter_fn: Any = None, pids:
 
 
 def _on_gpu(scorer: Any, config: Any, queries: Tensor) -> tuple[list[int], list[float]]:
-    """Return passages and scores, none where there are no candidates; by graphs if they are asked for."""
+    """Return passages and scores, none where there are no candidates; by graphs where these may be used."""
     stored, codec = residency.of(scorer), scorer.codec
-    here = stored.device.index == torch.cuda.current_device() if graphs.are_asked_for() else False
+    here = stored.device.index == torch.cuda.current_device() if graphs.are_used() else False
     if stored.searches is None or not here:
         return _found(stored, codec, config, queries, _launched)
     # all that its launches follow from; where the index lies is the same for all of its searches

@@ -149,13 +149,17 @@ def built(checkpoint: Path, root: Path) -> Any:
     return tiny_colbert.searcher(checkpoint, root, texts, **FEW)
 
 
+@pytest.mark.parametrize("asked", ["1", "auto"])
 def test_searches_by_graphs(
-    checkpoint: Path, tmp_path: Path, made: list[graphs.Graph], monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, tmp_path: Path, made: list[graphs.Graph], asked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searcher = built(checkpoint, tmp_path)
     with monkeypatch.context() as patch:
-        patch.delenv(graphs.VARIABLE)
+        patch.setenv(graphs.VARIABLE, "0")
         expected = ranking(searcher)
+    if asked == "auto":
+        monkeypatch.setenv(graphs.VARIABLE, asked)
+        monkeypatch.setattr("threading.active_count", lambda: 1)
     memory = []
     for _ in range(4):
         assert_same(ranking(searcher), expected)

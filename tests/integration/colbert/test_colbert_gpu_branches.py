@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -122,6 +123,30 @@ def remembers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     return begin
 
 
+@pytest.mark.parametrize("asked", [None, "auto"])
+def test_graphs_are_for_who_is_alone(asked: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Monitor(threading.Thread):
+        __module__ = "tqdm._monitor"
+
+    monkeypatch.setattr(graphs, "_failures", [])
+    monkeypatch.delenv(graphs.VARIABLE, raising=False)
+    if asked:
+        monkeypatch.setenv(graphs.VARIABLE, asked)
+    others: list[threading.Thread] = []
+    monkeypatch.setattr("threading.enumerate", lambda: [threading.current_thread(), *others])
+    monkeypatch.setattr("threading.active_count", lambda: 1 + len(others))
+    assert graphs.are_used()
+    others.append(Monitor())
+    assert graphs.are_used()
+    others.append(threading.Thread())
+    assert not graphs.are_used()
+    monkeypatch.setenv(graphs.VARIABLE, "1")
+    assert graphs.are_used()
+    monkeypatch.setenv(graphs.VARIABLE, "0")
+    others.clear()
+    assert not graphs.are_used()
+
+
 FEW = {"ncells": 3, "ndocs": 24, "centroid_score_threshold": 0.3}
 """Settings with so few candidates that both stages leave some out."""
 
@@ -185,11 +210,11 @@ def test_after_a_failure_nothing_is_captured(
     for _ in range(3):
         assert ranking(searcher) == expected
     assert len(tried) == part
-    assert not graphs.are_asked_for()
+    assert not graphs.are_used()
     assert "operation not permitted" in caplog.text
 
 
-@pytest.mark.parametrize("why", ["nobody asks", "another device", "another kernel"])
+@pytest.mark.parametrize("why", ["the user's word", "another thread", "another device", "another kernel"])
 def test_no_graphs(
     checkpoint: Path, tmp_path: Path, remembers: Callable[[Any], None], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,8 +222,12 @@ def test_no_graphs(
     tiny_colbert.build(checkpoint, tmp_path, texts)
     searcher = tiny_colbert.searcher(checkpoint, tmp_path, texts, **FEW)
     remembers(searcher)
-    if why == "nobody asks":
+    if why == "the user's word":
+        monkeypatch.setenv(graphs.VARIABLE, "0")
+    elif why == "another thread":
         monkeypatch.delenv(graphs.VARIABLE)
+        monkeypatch.setattr("threading.enumerate", lambda: [threading.current_thread(), threading.Thread()])
+        monkeypatch.setattr("threading.active_count", lambda: 2)
     elif why == "another device":
         monkeypatch.setattr("torch.cuda.current_device", lambda: 1)
     else:
