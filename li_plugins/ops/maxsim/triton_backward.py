@@ -5,7 +5,8 @@ Deterministic and without atomics, for every layout. With ``P`` pairs and ``s`` 
 * queries: ``2 * P * Lq * d`` operations; reads a winner (2 or 4 bytes) and a document row (``s * d``, mostly from L2,
   whose bandwidth is the limit) per query token and pair, writes ``s * d`` per query token;
 * documents that one query meets each (candidates): ``2 * P * Lq**2 * d`` operations on tensor cores into a gradient
-  that is all zeros; writes ``s * d`` per document token, and again per query token;
+  that is all zeros; writes ``s * d`` per document token, and again per query token (in L2 where it writes the zeros
+  itself);
 * documents, where few query tokens meet each (pairs, a handful of queries): ``2 * P * Lq * Ld * d`` operations on
   tensor cores, because rows are added by a product with a 0/1 matrix; reads each winner ``Ld / BLOCK_N`` times and each
   winning query row once per block of ``d``, writes ``s * d`` per document token. Where many do, triton_sorted takes
@@ -18,6 +19,9 @@ import triton
 import triton.language as tl
 
 from li_plugins.ops.maxsim.triton_tiles import item_span, load_factor, load_rows
+
+_ZEROED = tl.constexpr(64)
+"""Tokens whose zeros are written at a time."""
 
 _SIZES = ("query_count", "documents_per_query", "max_query_length", "max_document_length")
 
@@ -217,7 +221,7 @@ def maxsim_candidate_gradient(
     document_mask,  # [A, K, Ld], contiguous, under ZERO; or None
     grad_scores,  # [A, K], contiguous
     winners,  # [A, K, Lq]
-    grad_documents,  # [A, K, Ld, d], contiguous, zeros
+    grad_documents,  # [A, K, Ld, d], contiguous; zeros unless IS_ALONE
     query_stride,
     query_row_stride,
     query_count,
@@ -227,6 +231,7 @@ def maxsim_candidate_gradient(
     DIM: tl.constexpr,
     TOKENS: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    IS_ALONE: tl.constexpr,
     EXACT_WEIGHTS: tl.constexpr,
     PRECISION: tl.constexpr,
     INTERPRET: tl.constexpr,
@@ -234,7 +239,8 @@ def maxsim_candidate_gradient(
     """Write the gradient of the tokens that ``TOKENS`` tokens of a query chose in one of its candidates.
 
     A matrix that says who chose the same token is multiplied with the query's rows. So everybody who did writes the
-    same sum to the same place. The pair's gradient multiplies it in fp32.
+    same sum to the same place. The pair's gradient multiplies it in fp32. A program that ``IS_ALONE`` with a candidate
+    writes zeros to all of its tokens before.
     """
     DIM_BLOCKS: tl.constexpr = (DIM + BLOCK_D - 1) // BLOCK_D
     EVEN: tl.constexpr = DIM % BLOCK_D == 0
@@ -247,6 +253,14 @@ def maxsim_candidate_gradient(
     grad_score = tl.load(grad_scores + document).to(tl.float32)
     length = tl.where(grad_score != 0, max_query_length, 0)
     chosen = tl.load(winners + document * max_query_length + token, mask=token < length, other=-1).to(tl.int32)
+
+    if IS_ALONE:
+        nothing = tl.zeros([_ZEROED, BLOCK_D], grad_documents.dtype.element_ty)
+        for first in range(0, max_document_length, _ZEROED):
+            at = first + tl.arange(0, _ZEROED)
+            target = grad_documents + (document * max_document_length + at)[:, None] * DIM + dims[None, :]
+            tl.store(target, nothing, mask=(at < max_document_length)[:, None] & (dims < DIM)[None, :])
+        tl.debug_barrier()  # what is written over them comes after
 
     gradient = tl.zeros([TOKENS, BLOCK_D], tl.float32)
     for start in range(0, length, TOKENS):

@@ -88,11 +88,14 @@ def document_gradient(problem: Problem, grad_scores: Tensor, winners: Tensor) ->
     """Return the gradient of the documents."""
     sizes = sizes_of(problem)
     is_chosen = sizes.layout == "CANDIDATES" and 2 * sizes.query_length <= sizes.document_length
-    gradient = _gradient_of(problem.documents, zeros=is_chosen or problem.document_offsets is not None)
+    is_alone = is_chosen and 0 < sizes.query_length <= tuning.document_gradient(sizes).QUERY_TOKENS
+    gradient = _gradient_of(
+        problem.documents, zeros=(is_chosen and not is_alone) or problem.document_offsets is not None
+    )
     if gradient.numel():
         sorting = tuning.sorting(sizes)
         if is_chosen:
-            _of_chosen(problem, sizes, grad_scores, winners, gradient)
+            _of_chosen(problem, sizes, is_alone, grad_scores, winners, gradient)
         elif sorting is None:
             _by_product(problem, sizes, grad_scores, winners, gradient)
         else:
@@ -131,13 +134,16 @@ def _by_product(problem: Problem, sizes: Sizes, grad_scores: Tensor, winners: Te
     )
 
 
-def _of_chosen(problem: Problem, sizes: Sizes, grad_scores: Tensor, winners: Tensor, gradient: Tensor) -> None:
+def _of_chosen(
+    problem: Problem, sizes: Sizes, is_alone: bool, grad_scores: Tensor, winners: Tensor, gradient: Tensor
+) -> None:
     queries = rows(problem.queries)
     _, document_count = counts(problem)
     *_, options = chosen = tuning.document_gradient(sizes)
     exact = _are_exact_in_16_bits(problem.query_weights)
     blocks = -(-sizes.query_length // chosen.QUERY_TOKENS) * -(-sizes.width // chosen.BLOCK_D)
-    cut = (sizes.width, chosen.QUERY_TOKENS, chosen.BLOCK_D, exact, precision(sizes.element_size), INTERPRETED)
+    exactness = (exact, precision(sizes.element_size), INTERPRETED)
+    cut = (sizes.width, chosen.QUERY_TOKENS, chosen.BLOCK_D, is_alone, *exactness)
     if blocks:
         _launch_candidate_gradient(
             (document_count * blocks, 1, 1),

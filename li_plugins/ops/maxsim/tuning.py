@@ -88,10 +88,12 @@ def forward(sizes: Sizes, want_winners: bool, card: Card) -> Forward:
     row = tuning_rows.stored("winners" if want_winners else "scores", sizes, card)
     if row is None:
         built_in = built_in_forward(sizes, card)
-        return built_in if want_winners or not _is_streamed(sizes) else _streamed(sizes, built_in)
+        if _are_many_candidates(sizes, card):
+            return Forward(built_in.blocks._replace(BLOCK_N=32), 1, Options(1, 4))
+        return _streamed(sizes, built_in) if _is_streamed(sizes) and not want_winners else built_in
     blocks = _cut(sizes, tuning_rows.number(row, "ROWS"), tuning_rows.number(row, "BLOCK_N"))
     asked = row["documents"]
-    if asked is None and not want_winners and _is_streamed(sizes):
+    if asked is None and (_are_many_candidates(sizes, card) or (_is_streamed(sizes) and not want_winners)):
         asked = 1
     return Forward(blocks, _documents(sizes, blocks, card, asked), tuning_rows.options(row))
 
@@ -138,10 +140,20 @@ def built_in_forward(sizes: Sizes, card: Card) -> Forward:
 
 def _is_streamed(sizes: Sizes) -> bool:
     """Tell whether few query tokens meet ragged documents, none of them long: memory is the limit, and how they end."""
+    return sizes.is_packed and sizes.document_length <= 512 and _are_few_rows(sizes)
+
+
+def _are_many_candidates(sizes: Sizes, card: Card) -> bool:
+    """Tell whether dense candidates with few query tokens each are enough for a card: memory is the limit."""
+    is_enough = sizes.queries * sizes.documents >= 4 * card.processors
+    return sizes.layout == "CANDIDATES" and is_enough and sizes.document_length > 32 and _are_few_rows(sizes)
+
+
+def _are_few_rows(sizes: Sizes) -> bool:
+    """Tell whether a tile of query tokens in 16 bits has up to 32 rows, of up to 128 dimensions."""
     near, far = dimensions(sizes)
-    rows = _cut(sizes, 128, 64).ROWS
     in_one = sizes.width <= near + far <= 128
-    return sizes.is_packed and sizes.element_size == 2 and in_one and rows <= 32 and sizes.document_length <= 512
+    return sizes.element_size == 2 and in_one and _cut(sizes, 128, 64).ROWS <= 32
 
 
 def _cut(sizes: Sizes, most: int, columns: int) -> ForwardBlocks:
@@ -200,7 +212,7 @@ def query_gradient(sizes: Sizes, card: Card) -> QueryGradient:
     block_d = min(power_of_two(sizes.width, 16), 128)
     if sizes.queries * sizes.query_length >= 16_384 and sizes.query_length > 8:
         return QueryGradient(16, 2, block_d, Options(4, 3))
-    return QueryGradient(min(power_of_two(sizes.query_length), 8), 8, block_d, Options(4, 1))
+    return QueryGradient(min(power_of_two(sizes.query_length), 4), 8, block_d, Options(2, 1))
 
 
 @lru_cache(maxsize=4096)

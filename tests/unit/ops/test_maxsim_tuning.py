@@ -191,6 +191,15 @@ def test_a_row_for_fewer_documents_than_it_takes_at_once() -> None:
         assert tuning.forward(few, False, CARD).documents == 3
 
 
+def test_candidates_that_fill_a_card_take_small_tiles() -> None:
+    many = Sizes("CANDIDATES", False, 2, 128, 64, 32, 32, 256)
+    for want_winners in (False, True):
+        chosen = tuning.forward(many, want_winners, CARD)
+        assert (chosen.blocks.BLOCK_N, chosen.documents, chosen.options.num_warps) == (32, 1, 1)
+        for change in ({"queries": 8}, {"query_length": 64}, {"width": 320}, {"element_size": 4}):
+            assert tuning.forward(many._replace(**change), want_winners, CARD).options.num_warps > 1
+
+
 @pytest.mark.parametrize("layout", ["CROSS", "CANDIDATES"])
 @pytest.mark.parametrize("lengths", [(1, 1), (1, 300), (7, 20), (32, 180), (33, 63), (100, 33), (300, 1030), (1030, 5)])
 @pytest.mark.parametrize("width", [8, 48, 96, 128, 320, 768])
@@ -259,7 +268,7 @@ def test_launches_in_words() -> None:
     assert tuning_text.described(SIZES, CARD, "winners")[1] == "winners sorted in the backward"
     queries, documents = tuning_text.described(SIZES, CARD, "backward")
     assert queries == (
-        "queries' gradient: 8 rows x 128 dimensions, 8 documents at a time, 4 warps, 1 stage"
+        "queries' gradient: 4 rows x 128 dimensions, 8 documents at a time, 2 warps, 1 stage"
     )  # fmt: skip
     assert documents.startswith("documents' gradient: winners sorted; 64 rows x 128 dimensions at a time, 2 warps")
     few = SIZES._replace(queries=1)
