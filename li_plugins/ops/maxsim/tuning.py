@@ -88,12 +88,10 @@ def forward(sizes: Sizes, want_winners: bool, card: Card) -> Forward:
     row = tuning_rows.stored("winners" if want_winners else "scores", sizes, card)
     if row is None:
         built_in = built_in_forward(sizes, card)
-        if _are_many_candidates(sizes, card):
-            return Forward(built_in.blocks._replace(BLOCK_N=32), 1, Options(1, 4))
-        return _streamed(sizes, built_in) if _is_streamed(sizes) and not want_winners else built_in
+        return _streamed(sizes, built_in) if _is_streamed(sizes, want_winners, card) else built_in
     blocks = _cut(sizes, tuning_rows.number(row, "ROWS"), tuning_rows.number(row, "BLOCK_N"))
     asked = row["documents"]
-    if asked is None and (_are_many_candidates(sizes, card) or (_is_streamed(sizes) and not want_winners)):
+    if asked is None and _is_streamed(sizes, want_winners, card):
         asked = 1
     return Forward(blocks, _documents(sizes, blocks, card, asked), tuning_rows.options(row))
 
@@ -138,22 +136,19 @@ def built_in_forward(sizes: Sizes, card: Card) -> Forward:
     return Forward(blocks, _documents(sizes, blocks, card), Options(warps, stages, 128 if rows == 256 else None))
 
 
-def _is_streamed(sizes: Sizes) -> bool:
-    """Tell whether few query tokens meet ragged documents, none of them long: memory is the limit, and how they end."""
-    return sizes.is_packed and sizes.document_length <= 512 and _are_few_rows(sizes)
+def _is_streamed(sizes: Sizes, want_winners: bool, card: Card) -> bool:
+    """Tell whether few query tokens, in 16 bits and up to 128 dimensions, meet so much that memory is the limit.
 
-
-def _are_many_candidates(sizes: Sizes, card: Card) -> bool:
-    """Tell whether dense candidates with few query tokens each are enough for a card: memory is the limit."""
-    is_enough = sizes.queries * sizes.documents >= 4 * card.processors
-    return sizes.layout == "CANDIDATES" and is_enough and sizes.document_length > 32 and _are_few_rows(sizes)
-
-
-def _are_few_rows(sizes: Sizes) -> bool:
-    """Tell whether a tile of query tokens in 16 bits has up to 32 rows, of up to 128 dimensions."""
+    Ragged documents are that where none of them is long, for scores alone; dense ones where they fill the card.
+    """
     near, far = dimensions(sizes)
     in_one = sizes.width <= near + far <= 128
-    return sizes.element_size == 2 and in_one and _cut(sizes, 128, 64).ROWS <= 32
+    if sizes.element_size != 2 or not in_one or _cut(sizes, 128, 64).ROWS > 32:
+        return False
+    if sizes.is_packed:
+        return sizes.document_length <= 512 and not want_winners
+    met = sizes.documents * (sizes.queries if sizes.layout == "CANDIDATES" else 1)
+    return met >= 4 * card.processors
 
 
 def _cut(sizes: Sizes, most: int, columns: int) -> ForwardBlocks:
