@@ -68,7 +68,7 @@ def provenance(device: str, commit: str | None = None) -> dict[str, str]:
     """Return what a row needs to be believed: date, hardware, versions and commit."""
     if commit is not None and not re.fullmatch("[0-9a-f]{7,40}", commit):
         raise SystemExit(f"--commit takes the hash of a commit; found {commit!r}; see `git log`")
-    hardware = torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    hardware = torch.cuda.get_device_name() if device == "cuda" else f"{processor()}, {torch.get_num_threads()} threads"
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "gpu": hardware,
@@ -77,6 +77,18 @@ def provenance(device: str, commit: str | None = None) -> dict[str, str]:
         "python": platform.python_version(),
         "commit": commit or head(),
     }
+
+
+def processor() -> str:
+    """Return the CPU's name with its family and model where Linux tells them: a virtual machine's name may be vague."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return f"cpu {platform.processor()}".strip()
+    said = dict(reversed([[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line]))
+    name = said.get("model name", "")
+    parts = (f"{key.removeprefix('cpu ')} {said[key]}" for key in ("cpu family", "model") if key in said)
+    return " ".join(["cpu", *([name] if name else []), *parts])
 
 
 def installed(distribution: str) -> str:
