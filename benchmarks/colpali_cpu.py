@@ -7,6 +7,7 @@ sides are compared first: nothing wrong is timed.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -35,9 +36,9 @@ def batch(*shape: int) -> Tensor:
     return torch.nn.functional.normalize(torch.rand(*shape, WIDTH), dim=-1).requires_grad_()
 
 
-def scoring(queries: int, pages: int, dtype: torch.dtype = torch.float32) -> Callable[[], Tensor]:
+def scoring(queries: int, pages: int, dtype: torch.dtype = torch.float32, shortest: int = 500) -> Callable[[], Tensor]:
     """``score_multi_vector`` at the library's own batch size."""
-    qs, ps = ([text.to(dtype) for text in side] for side in (texts(queries, 10, 40), texts(pages, 500, 1030)))
+    qs, ps = ([text.to(dtype) for text in side] for side in (texts(queries, 10, 40), texts(pages, shortest, 1030)))
     return lambda: BaseVisualRetrieverProcessor.score_multi_vector(qs, ps, device="cpu")
 
 
@@ -73,6 +74,7 @@ def workloads(quick: bool) -> dict[str, Callable[[], Tensor]]:
         return small
     return {
         "score_multi_vector 64 x 256": scoring(64, 256),
+        "score_multi_vector 64 x 256 of 200-1030": scoring(64, 256, shortest=200),
         "score_multi_vector 1 x 256": scoring(1, 256),
         "score_multi_vector 8 x 256, bfloat16": scoring(8, 256, torch.bfloat16),
         "ColbertLoss 32, Ld 1030": step("ColbertLoss", 32, 1030),
@@ -88,11 +90,14 @@ def main() -> None:
     """Time and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small workloads, printed only")
+    parser.add_argument("--only", type=re.compile, default=re.compile(""), help="regular expression on the workload")
     parser.add_argument("--commit", help="commit for the rows, where there is no checkout")
     options = parser.parse_args()
     torch.manual_seed(0)
     rows = []
     for name, call in workloads(options.quick).items():
+        if not options.only.search(name):
+            continue
         li_plugins.enable("colpali", strict=True)
         found = call()
         li_plugins.disable_all()
