@@ -100,13 +100,14 @@ def _visit(
 ):
     """Return a tile of the gradient plus the shares of ``COLUMNS`` rows, of which those ``counts`` count.
 
-    ``origin`` and ``grad_score`` are those of each pair of rows, or broadcast to them. With ``factors`` all rows are
-    halves.
+    ``exists`` is a vector or a scalar; ``origin`` and ``grad_score`` are those of each pair of rows, or broadcast to
+    them. With ``factors`` all rows are halves.
     """
     if factors is not None:
-        factor = tl.load(factors + index, mask=exists, other=0.0)
+        is_row = exists & (index >= 0)  # a vector, also where a scalar says so of all
+        factor = tl.load(factors + index, mask=is_row, other=0.0)
         similarity, tile, low, far_tile, far_low_tile = product_of_halves(
-            near_own, near_low, far_own, far_low, own_factor, rows, exists, factor, DIM, NEAR, FAR, INTERPRET
+            near_own, near_low, far_own, far_low, own_factor, rows, is_row, factor, DIM, NEAR, FAR, INTERPRET
         )
     else:
         similarity, tile, far_tile = products(
@@ -246,7 +247,7 @@ def smooth_maxsim_query_gradient(
                 far_low,
                 query_factor,
                 rows,
-                token >= 0,
+                left > 0,
                 document_factors,
                 item * max_document_length + token,
                 origin[:, None],
