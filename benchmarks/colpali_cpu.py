@@ -1,7 +1,7 @@
 """Time colpali-engine on the CPU with li-plugins and without: scoring, a training step of each kind, token pooling.
 
-``python benchmarks/colpali_cpu.py [--quick]`` writes ``results/colpali_cpu.csv``, one row per workload and side. Both
-sides are compared first: nothing wrong is timed.
+``python benchmarks/colpali_cpu.py [--quick] [--only REGEX]`` writes ``results/colpali_cpu.csv``, one row per workload
+and side. Both sides are compared first: nothing wrong is timed.
 """
 
 from __future__ import annotations

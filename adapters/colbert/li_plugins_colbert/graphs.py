@@ -45,7 +45,7 @@ def are_used() -> bool:
     if _failures:
         return False
     asked = os.environ.get(VARIABLE, "").strip().lower()
-    if asked in ("1", "0"):
+    if asked not in ("", "auto"):
         return asked == "1"
     return threading.active_count() == 1 or all(
         thread is threading.current_thread() or _is_bystander(thread) for thread in threading.enumerate()

@@ -149,7 +149,8 @@ def _pairs(problem: Problem, want_winners: bool) -> Found | None:
     width, dtype = problem.queries.shape[1], compute_dtype(problem.queries.dtype)
     is_lean = len(queries) <= TEXTS and problem.queries.numel() + problem.documents.numel() <= ELEMENTS
     # where most pairs share nothing, a step for each is all there is to be had
-    at_once = max(similarities) if 2 * len(runs) > len(queries) else sum(similarities) if is_lean else 0
+    are_apart = 2 * len(set(queries)) > len(queries)
+    at_once = max(similarities) if are_apart else sum(similarities) if is_lean else 0
     if not _is_small(at_once, 1, width):
         return None
     rows, tokens = problem.queries.split(query_lengths), problem.documents

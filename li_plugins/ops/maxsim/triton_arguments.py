@@ -118,8 +118,8 @@ def precision(element_size: int) -> str:
     """Return how embeddings are multiplied whose elements have so many bytes: those of 2 as they are.
 
     Those of 4 in TF32 if the user allowed it. Else as three bf16 numbers each, whose six largest products keep fp32's
-    24 bits, on tensor cores (the forward of many query tokens on Hopper in halves, see ``triton_halves``); before
-    triton 3.6, and in its interpreter, in fp32 itself.
+    24 bits, on tensor cores (scores of many query tokens on Hopper, smooth ones with their gradients, as
+    ``triton_halves``); before triton 3.6, and in its interpreter, in fp32 itself.
     """
     if element_size < 4:
         return "ieee"

@@ -207,7 +207,9 @@ def query_gradient(sizes: Sizes, card: Card) -> QueryGradient:
     block_d = min(power_of_two(sizes.width, 16), 128)
     if sizes.queries * sizes.query_length >= 16_384 and sizes.query_length > 8:
         return QueryGradient(16, 2, block_d, Options(4, 3))
-    return QueryGradient(min(power_of_two(sizes.query_length), 4), 8, block_d, Options(2, 1))
+    if sizes.layout == "CANDIDATES":
+        return QueryGradient(min(power_of_two(sizes.query_length), 4), 8, block_d, Options(2, 1))
+    return QueryGradient(min(power_of_two(sizes.query_length), 8), 8, block_d, Options(4, 1))
 
 
 @lru_cache(maxsize=4096)

@@ -125,7 +125,10 @@ def _visit(
             PRECISION,
             INTERPRET,
         )
-    share = tl.exp2(similarity * scale - origin) * grad_score
+    exponent = similarity * scale - origin
+    if factors is not None:  # what rounding lifts above a whole share would not fit fp16 where similarities are huge
+        exponent = tl.minimum(exponent, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    share = tl.exp2(exponent) * grad_score
     if is_last:
         share = tl.where(counts[None, :], share, 0.0)
     if factors is not None:

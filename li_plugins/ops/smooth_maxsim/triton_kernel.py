@@ -40,6 +40,9 @@ from li_plugins.ops.smooth_maxsim.triton_forward import smooth_maxsim_forward
 LARGEST_SHARE = 2.0**14
 """Of the shares in fp16, whose gradients are scaled: far from its largest number, and farther from its smallest."""
 
+SMALLEST_SCORE = 2.0**-112
+"""Of gradients of scores that shares are scaled by: divided by ``LARGEST_SHARE`` it is a normal number yet."""
+
 SMALLEST_FACTOR = 2.0**-100
 """Of rows in halves that shares are scaled by: what is divided by it stays in fp32's range."""
 
@@ -239,7 +242,7 @@ def _in_range(
         largest = largest * met.amax(-1).clamp_min(SMALLEST_FACTOR)
     if dim is not None:
         largest = largest.amax(dim, keepdim=True)
-    factors = torch.where(largest > 0, largest, 1.0) / LARGEST_SHARE
+    factors = torch.where(largest > 0, largest, 1.0).clamp_min(SMALLEST_SCORE) / LARGEST_SHARE
     return grad_scores / factors, factors.flatten()
 
 

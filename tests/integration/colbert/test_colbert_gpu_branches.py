@@ -142,9 +142,10 @@ def test_graphs_are_for_who_is_alone(asked: str | None, monkeypatch: pytest.Monk
     assert not graphs.are_used()
     monkeypatch.setenv(graphs.VARIABLE, "1")
     assert graphs.are_used()
-    monkeypatch.setenv(graphs.VARIABLE, "0")
     others.clear()
-    assert not graphs.are_used()
+    for word in ("0", "off", "no"):
+        monkeypatch.setenv(graphs.VARIABLE, word)
+        assert not graphs.are_used()
 
 
 FEW = {"ncells": 3, "ndocs": 24, "centroid_score_threshold": 0.3}

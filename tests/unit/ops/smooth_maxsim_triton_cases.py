@@ -202,6 +202,27 @@ def test_halves_of_a_document_that_is_far_smaller_than_another():
     check(problem)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=by_name)
+@pytest.mark.parametrize("size", [1e-36, 1e-38, 1e-40, 1e-43])
+@pytest.mark.usefixtures("halved")
+def test_gradients_that_are_hardly_numbers(dtype, size):
+    problem = random_problem(queries=2, documents=2, dtype=dtype, out_dtype=torch.float32)
+    _, sums = KERNEL.forward(problem, True)
+    grad_scores = torch.tensor([[0.0, size], [-0.5, 0.0]], device=DEVICE)
+    found = KERNEL.backward(problem, grad_scores, sums, True, True)
+    for ours, theirs in zip(found, REFERENCE.backward(problem, grad_scores, sums, True, True), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.usefixtures("halved")
+def test_halves_of_similarities_far_above_the_temperature():
+    problem = random_problem(queries=2, documents=2, dim=64, tau=0.02)
+    problem = replace(problem, queries=problem.queries * 1000, documents=problem.documents * 1000)
+    _, sums = KERNEL.forward(problem, True)
+    for gradient in KERNEL.backward(problem, torch.ones(2, 2, device=DEVICE), sums, True, True):
+        assert gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("number", [torch.inf, torch.nan])
 @pytest.mark.usefixtures("halved")
 def test_halves_of_what_is_no_number(number):

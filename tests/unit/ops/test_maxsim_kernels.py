@@ -249,6 +249,20 @@ def test_many_pairs_that_share_nothing_take_a_step_each(floored: bool) -> None:
             assert small.scores_and_winners(problem, True) is None
 
 
+def test_many_pairs_that_share_queries_are_left() -> None:
+    count = 2 * small.TEXTS
+    problem = random_problem(Layout.PACKED_PAIRS, mask=None)
+    problem = replace(
+        problem,
+        document_offsets=torch.tensor([0, 7, 9, 12, 30]),
+        documents=problem.documents[:30],
+        pair_queries=torch.arange(count) % 2,
+        pair_documents=torch.arange(count) * 3 % 4,
+        floor=None,
+    )
+    assert small.scores_and_winners(problem, False) is None
+
+
 @pytest.mark.parametrize(
     "sizes", [{"queries": 0}, {"documents": 0}, {"query_length": 0}, {"document_length": 0}], ids=str
 )

@@ -191,6 +191,13 @@ def test_a_row_for_fewer_documents_than_it_takes_at_once() -> None:
         assert tuning.forward(few, False, CARD).documents == 3
 
 
+def test_dense_documents_that_fill_a_card_take_small_tiles() -> None:
+    for documents, warps in ((527, 2), (528, 1)):
+        for want_winners in (False, True):
+            sizes = Sizes("CROSS", False, 2, 128, 1, 32, documents, 300)
+            assert tuning.forward(sizes, want_winners, CARD).options.num_warps == warps
+
+
 def test_candidates_that_fill_a_card_take_small_tiles() -> None:
     many = Sizes("CANDIDATES", False, 2, 128, 64, 32, 32, 256)
     for want_winners in (False, True):
@@ -268,7 +275,7 @@ def test_launches_in_words() -> None:
     assert tuning_text.described(SIZES, CARD, "winners")[1] == "winners sorted in the backward"
     queries, documents = tuning_text.described(SIZES, CARD, "backward")
     assert queries == (
-        "queries' gradient: 4 rows x 128 dimensions, 8 documents at a time, 2 warps, 1 stage"
+        "queries' gradient: 8 rows x 128 dimensions, 8 documents at a time, 4 warps, 1 stage"
     )  # fmt: skip
     assert documents.startswith("documents' gradient: winners sorted; 64 rows x 128 dimensions at a time, 2 warps")
     few = SIZES._replace(queries=1)
