@@ -104,7 +104,7 @@ def _visit(
     them. With ``factors`` all rows are halves.
     """
     if factors is not None:
-        is_row = exists & (index >= 0)  # a vector, also where a scalar says so of all
+        is_row = tl.where(exists, index >= 0, False)  # a vector, also where a scalar says so of all
         factor = tl.load(factors + index, mask=is_row, other=0.0)
         similarity, tile, low, far_tile, far_low_tile = product_of_halves(
             near_own, near_low, far_own, far_low, own_factor, rows, is_row, factor, DIM, NEAR, FAR, INTERPRET
