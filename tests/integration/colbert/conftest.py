@@ -35,6 +35,12 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _no_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test counts must not depend on whether pytest has other threads; tests of graphs ask for them."""
+    monkeypatch.setenv("LI_PLUGINS_COLBERT_GRAPHS", "0")
+
+
 def owners() -> list[Any]:
     """Return the classes that compile extensions."""
     from colbert.modeling.colbert import ColBERT

@@ -5,7 +5,6 @@ What they compute is float16 as there; what only a GPU has (its kernels, its mem
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,10 +35,9 @@ class _Pretended(TorchFunctionMode):
 def pretended_gpu() -> Iterator[None]:
     """Let colbert-ai see one GPU."""
     from colbert.infra.config.settings import RunSettings
-    from li_plugins_colbert import graphs, residency
+    from li_plugins_colbert import residency
 
     with (
-        patch.dict(os.environ, {graphs.VARIABLE: "0"}),  # nothing is launched that could be captured
         patch.object(RunSettings, "total_visible_gpus", 1),
         patch.object(torch.nn.Module, "cuda", lambda module, *arguments: module),
         patch.object(residency, "free_bytes", lambda device: 1 << 30),
