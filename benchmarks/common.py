@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
+from li_plugins.index_diff.environment import processor
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 RESET = Path("/proc/self/clear_refs")
-
-
 LONG = 60
 """Milliseconds from which on calls are timed one by one, each with its wait."""
 
@@ -68,7 +68,7 @@ def provenance(device: str, commit: str | None = None) -> dict[str, str]:
     """Return what a row needs to be believed: date, hardware, versions and commit."""
     if commit is not None and not re.fullmatch("[0-9a-f]{7,40}", commit):
         raise SystemExit(f"--commit takes the hash of a commit; found {commit!r}; see `git log`")
-    hardware = torch.cuda.get_device_name() if device == "cuda" else f"{processor()}, {torch.get_num_threads()} threads"
+    hardware = torch.cuda.get_device_name() if device == "cuda" else _processor()
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "gpu": hardware,
@@ -79,16 +79,11 @@ def provenance(device: str, commit: str | None = None) -> dict[str, str]:
     }
 
 
-def processor() -> str:
-    """Return the CPU's name with its family and model where Linux tells them: a virtual machine's name may be vague."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return f"cpu {platform.processor()}".strip()
-    said = dict(reversed([[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line]))
-    name = said.get("model name", "")
-    parts = (f"{key.removeprefix('cpu ')} {said[key]}" for key in ("cpu family", "model") if key in said)
-    return " ".join(["cpu", *([name] if name else []), *parts])
+def _processor() -> str:
+    """Name the CPU, with its family and model, since that of a virtual machine may be vague, and the threads."""
+    said = processor()
+    words = (f"{short} {said[word]}" for word, short in (("cpu family", "family"), ("model", "model")) if word in said)
+    return f"{' '.join(['cpu', said['model name'], *words])}, {torch.get_num_threads()} threads"
 
 
 def installed(distribution: str) -> str:

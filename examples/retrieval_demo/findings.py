@@ -6,7 +6,6 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from retrieval_demo.agreement import LOSS_LIMIT, SCORE_LIMIT, TIE, RankingAgreement
@@ -108,17 +107,9 @@ def hardware(device: str) -> str:
     """Name the machine in a few words: the GPU, or the processor and its cores."""
     import torch
 
+    from li_plugins.index_diff.environment import processor
+
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def _processor() -> str:
-    """Name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # only Linux has it
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return f"{processor()['model name']}, {threads} thread{'s' if threads > 1 else ''}"

@@ -28,7 +28,7 @@ def environment() -> dict[str, Any]:
     found["torch"] = str(torch.__version__)  # with its build, which the metadata leave out
     backends = torch.backends
     found |= {
-        "CPU": _cpu(),
+        "CPU": processor()["model name"],
         "CPU instructions": backends.cpu.get_cpu_capability(),
         "GPU": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "CUDA": torch.version.cuda,
@@ -54,9 +54,11 @@ def changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
     }
 
 
-def _cpu() -> str:
-    with suppress(OSError):  # Linux says it here, others do not
+def processor() -> dict[str, str]:
+    """Return what Linux says of the first processor, by its own words; elsewhere the ``model name`` alone."""
+    said: dict[str, str] = {}
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+            word, _, value = line.partition(":")
+            said.setdefault(word.strip(), value.strip())
+    return {"model name": platform.processor() or platform.machine(), **said}

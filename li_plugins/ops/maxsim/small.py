@@ -150,8 +150,7 @@ def _pairs(problem: Problem, want_winners: bool) -> Found | None:
     is_lean = len(queries) <= TEXTS and problem.queries.numel() + problem.documents.numel() <= ELEMENTS
     # where most pairs share nothing, a step for each is all there is to be had
     are_apart = 2 * len(set(queries)) > len(queries)
-    at_once = max(similarities) if are_apart else sum(similarities) if is_lean else 0
-    if not _is_small(at_once, 1, width):
+    if not (are_apart or is_lean) or not _is_small(max(similarities) if are_apart else sum(similarities), 1, width):
         return None
     rows, tokens = problem.queries.split(query_lengths), problem.documents
     begins = problem.document_offsets.tolist()

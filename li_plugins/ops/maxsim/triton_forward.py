@@ -15,8 +15,8 @@ win again: the first of equals stays.
 import triton
 import triton.language as tl
 
-from li_plugins.ops.maxsim.triton_halves import load_halves, product_of_halves
 from li_plugins.ops.maxsim.triton_kept import KEPT_FIELDS
+from li_plugins.ops.maxsim.triton_similarities import load_own, similarities
 from li_plugins.ops.maxsim.triton_tiles import (
     CLASSES,
     FORWARD_SIZES,
@@ -26,9 +26,7 @@ from li_plugins.ops.maxsim.triton_tiles import (
     larger,
     largest,
     load_factor,
-    load_query,
     place_of_program,
-    products,
     store_scores,
     sum_by_query,
 )
@@ -69,27 +67,30 @@ def _tile(
     """
     token = tl.minimum(column, end - 1)
     rows = documents + document_start + first.to(tl.int64) * row_stride + token.to(tl.int64) * row_stride
+    factor = 0.0
     if document_factors is not None:
         factor = tl.load(document_factors + document_first + first + token)
-        similarity, _high, _low, _far_high, _far_low = product_of_halves(
-            near_query, near_low, far_query, far_low, query_factor, rows, token >= 0, factor, DIM, NEAR, FAR, INTERPRET
-        )
-    else:
-        similarity, _near, _far = products(
-            query_rows,
-            query_live,
-            near_query,
-            far_query,
-            rows,
-            end > 0,
-            DIM,
-            NEAR,
-            FAR,
-            ROWS,
-            BLOCK_N,
-            PRECISION,
-            INTERPRET,
-        )
+    similarity, _near, _low, _far, _far_low = similarities(
+        query_rows,
+        query_live,
+        near_query,
+        near_low,
+        far_query,
+        far_low,
+        query_factor,
+        rows,
+        end > 0,
+        token >= 0,
+        document_factors,
+        factor,
+        DIM,
+        NEAR,
+        FAR,
+        ROWS,
+        BLOCK_N,
+        PRECISION,
+        INTERPRET,
+    )
     return similarity, first + token
 
 
@@ -239,12 +240,9 @@ def maxsim_forward(
     live = token < query_length
 
     query_rows = queries + query_start + token.to(tl.int64) * query_row_stride
-    near_low, far_low, query_factor = 0, 0, 0.0
-    if query_factors is not None:
-        near_query, near_low, far_query, far_low = load_halves(query_rows, live, NEAR, FAR)
-        query_factor = tl.load(query_factors + query_first + token, mask=live, other=0.0)
-    else:
-        near_query, far_query = load_query(query_rows, live, DIM, NEAR, FAR, INTERPRET)
+    near_query, near_low, far_query, far_low, query_factor = load_own(
+        query_rows, live, query_factors, query_first + token, DIM, NEAR, FAR, INTERPRET
+    )
     weight = 0.0
     if query_weights is not None:
         weight = load_factor(query_weights, query_first + token, live, INTERPRET).to(tl.float32)

@@ -19,8 +19,9 @@ import math
 import triton
 import triton.language as tl
 
-from li_plugins.ops.maxsim.triton_halves import add_halves, load_halves, product_of_halves
-from li_plugins.ops.maxsim.triton_tiles import load_query, load_rows, products
+from li_plugins.ops.maxsim.triton_halves import add_halves
+from li_plugins.ops.maxsim.triton_similarities import load_own, similarities
+from li_plugins.ops.maxsim.triton_tiles import load_rows
 
 GROUP = 4
 """Tiles of query rows that are visited or skipped together."""
@@ -51,20 +52,6 @@ def _add(gradient, share, tile, LACKS: tl.constexpr, PRECISION: tl.constexpr):
         gradient = tl.dot(first.to(tile.dtype), tile, gradient, input_precision=PRECISION)
         share -= first
     return tl.dot(share.to(tile.dtype), tile, gradient, input_precision=PRECISION)
-
-
-@triton.jit
-def _load_own(
-    rows, live, factors, index, DIM: tl.constexpr, NEAR: tl.constexpr, FAR: tl.constexpr, INTERPRET: tl.constexpr
-):
-    """Load rows that meet many others: near and far, of halves what is low, and their factors; 0 in place of none."""
-    near_low, far_low, factor = 0, 0, 0.0
-    if factors is not None:
-        near, near_low, far, far_low = load_halves(rows, live, NEAR, FAR)
-        factor = tl.load(factors + index, mask=live, other=0.0)
-    else:
-        near, far = load_query(rows, live, DIM, NEAR, FAR, INTERPRET)
-    return near, near_low, far, far_low, factor
 
 
 @triton.jit
@@ -106,25 +93,29 @@ def _visit(
     if factors is not None:
         is_row = tl.where(exists, index >= 0, False)  # a vector, also where a scalar says so of all
         factor = tl.load(factors + index, mask=is_row, other=0.0)
-        similarity, tile, low, far_tile, far_low_tile = product_of_halves(
-            near_own, near_low, far_own, far_low, own_factor, rows, is_row, factor, DIM, NEAR, FAR, INTERPRET
-        )
     else:
-        similarity, tile, far_tile = products(
-            own_rows,
-            live,
-            near_own,
-            far_own,
-            rows,
-            exists,
-            DIM,
-            NEAR,
-            FAR,
-            ROWS,
-            COLUMNS,
-            PRECISION,
-            INTERPRET,
-        )
+        is_row, factor = exists, 0.0
+    similarity, tile, low, far_tile, far_low_tile = similarities(
+        own_rows,
+        live,
+        near_own,
+        near_low,
+        far_own,
+        far_low,
+        own_factor,
+        rows,
+        exists,
+        is_row,
+        factors,
+        factor,
+        DIM,
+        NEAR,
+        FAR,
+        ROWS,
+        COLUMNS,
+        PRECISION,
+        INTERPRET,
+    )
     exponent = similarity * scale - origin
     if factors is not None:  # what rounding lifts above a whole share would not fit fp16 where similarities are huge
         exponent = tl.minimum(exponent, 0.0, propagate_nan=tl.PropagateNan.ALL)
@@ -213,7 +204,7 @@ def smooth_maxsim_query_gradient(
         row = own_query * max_query_length + query_token
         live = query_token < max_query_length
     query_rows = queries + row * query_row_stride
-    near, near_low, far, far_low, query_factor = _load_own(
+    near, near_low, far, far_low, query_factor = load_own(
         query_rows, live, query_factors, row, DIM, NEAR, FAR, INTERPRET
     )
 
@@ -343,7 +334,7 @@ def smooth_maxsim_document_gradient(
         + document * document_stride
         + token.to(tl.int64) * document_row_stride
     )
-    near, near_low, far, far_low, token_factor = _load_own(
+    near, near_low, far, far_low, token_factor = load_own(
         document_rows, live, document_factors, item * max_document_length + token, DIM, NEAR, FAR, INTERPRET
     )
 

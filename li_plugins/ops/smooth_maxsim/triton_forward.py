@@ -16,15 +16,13 @@ import math
 import triton
 import triton.language as tl
 
-from li_plugins.ops.maxsim.triton_halves import load_halves, product_of_halves
+from li_plugins.ops.maxsim.triton_similarities import load_own, similarities
 from li_plugins.ops.maxsim.triton_tiles import (
     CLASSES,
     FORWARD_SIZES,
     best_of_classes,
     larger,
-    load_query,
     place_of_program,
-    products,
     store_scores,
     sum_by_query,
 )
@@ -93,12 +91,9 @@ def smooth_maxsim_forward(
     )
     live = (query < query_count) & (token < max_query_length)
     query_rows = queries + query * query_stride + token.to(tl.int64) * query_row_stride
-    near_low, far_low, query_factor = 0, 0, 0.0
-    if query_factors is not None:
-        near_query, near_low, far_query, far_low = load_halves(query_rows, live, NEAR, FAR)
-        query_factor = tl.load(query_factors + query * max_query_length + token, mask=live, other=0.0)
-    else:
-        near_query, far_query = load_query(query_rows, live, DIM, NEAR, FAR, INTERPRET)
+    near_query, near_low, far_query, far_low, query_factor = load_own(
+        query_rows, live, query_factors, query * max_query_length + token, DIM, NEAR, FAR, INTERPRET
+    )
     column = tl.arange(0, BLOCK_N)
     for step in range(0, document_count):
         document = tl.cast(first_document + step, tl.int64)
@@ -111,37 +106,30 @@ def smooth_maxsim_forward(
             # the last tile repeats the last token, and does not count it again
             at = first + tl.minimum(column, left - 1)
             rows = document_rows + at.to(tl.int64) * document_row_stride
+            factor = 0.0
             if document_factors is not None:
-                similarity, _high, _low, _far_high, _far_low = product_of_halves(
-                    near_query,
-                    near_low,
-                    far_query,
-                    far_low,
-                    query_factor,
-                    rows,
-                    at >= 0,
-                    tl.load(document_factors + item * max_document_length + at),
-                    DIM,
-                    NEAR,
-                    FAR,
-                    INTERPRET,
-                )
-            else:
-                similarity, _near, _far = products(
-                    query_rows,
-                    live,
-                    near_query,
-                    far_query,
-                    rows,
-                    left > 0,
-                    DIM,
-                    NEAR,
-                    FAR,
-                    ROWS,
-                    BLOCK_N,
-                    PRECISION,
-                    INTERPRET,
-                )
+                factor = tl.load(document_factors + item * max_document_length + at)
+            similarity, _near, _low, _far, _far_low = similarities(
+                query_rows,
+                live,
+                near_query,
+                near_low,
+                far_query,
+                far_low,
+                query_factor,
+                rows,
+                left > 0,
+                at >= 0,
+                document_factors,
+                factor,
+                DIM,
+                NEAR,
+                FAR,
+                ROWS,
+                BLOCK_N,
+                PRECISION,
+                INTERPRET,
+            )
             if left < BLOCK_N:
                 similarity = tl.where((column < left)[None, :], similarity, float("-inf"))
             found = larger(highest, best_of_classes(similarity, ROWS, BLOCK_N, INTERPRET) * scale)

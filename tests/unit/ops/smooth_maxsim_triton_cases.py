@@ -139,6 +139,17 @@ def check(
         assert_close(ours, truth, size, theirs, f"gradient of the {side}")
 
 
+def check_what_is_finite(problem: SmoothProblem) -> None:
+    """Compare with the reference: all scores, and which numbers of the gradients are finite."""
+    scores, sums = KERNEL.forward(problem, True)
+    expected, expected_sums = REFERENCE.forward(problem, True)
+    torch.testing.assert_close(scores, expected, equal_nan=True)
+    grad_scores = torch.ones_like(scores)
+    found = KERNEL.backward(problem, grad_scores, sums, True, True)
+    for ours, theirs in zip(found, REFERENCE.backward(problem, grad_scores, expected_sums, True, True), strict=True):
+        assert torch.equal(ours.isfinite(), theirs.isfinite())
+
+
 def sizes_of_gradients(exact: SmoothProblem, grad_scores: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
     """Return the sums of the gradients' absolute terms, times what a share's exponent makes of a rounding."""
     candidates = "ksd" if exact.layout is CROSS else "bksd"
@@ -228,13 +239,7 @@ def test_halves_of_similarities_far_above_the_temperature():
 def test_halves_of_what_is_no_number(number):
     problem = random_problem(queries=2, documents=3)
     problem.documents[1, 2, 3] = number
-    scores, sums = KERNEL.forward(problem, True)
-    expected, expected_sums = REFERENCE.forward(problem, True)
-    torch.testing.assert_close(scores, expected, equal_nan=True)
-    grad_scores = torch.ones_like(scores)
-    found = KERNEL.backward(problem, grad_scores, sums, True, True)
-    for ours, theirs in zip(found, REFERENCE.backward(problem, grad_scores, expected_sums, True, True), strict=True):
-        assert torch.equal(ours.isfinite(), theirs.isfinite())
+    check_what_is_finite(problem)
 
 
 @pytest.mark.parametrize("tau", [0.02, 1, 5])
@@ -332,13 +337,7 @@ def test_what_is_no_number_is_as_in_the_reference(layout, number):
     rows = problem.documents if layout is CROSS else problem.documents[1]
     rows[0, 4] = number
     rows[1] = number
-    scores, sums = KERNEL.forward(problem, True)
-    expected, expected_sums = REFERENCE.forward(problem, True)
-    torch.testing.assert_close(scores, expected, equal_nan=True)
-    grad_scores = torch.ones_like(scores)
-    found = KERNEL.backward(problem, grad_scores, sums, True, True)
-    for ours, theirs in zip(found, REFERENCE.backward(problem, grad_scores, expected_sums, True, True), strict=True):
-        assert torch.equal(ours.isfinite(), theirs.isfinite())
+    check_what_is_finite(problem)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=by_name)
