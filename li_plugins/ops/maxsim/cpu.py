@@ -218,7 +218,9 @@ def _best(block: Block, rows: Tensor, scratch: _Scratch, want_positions: bool) -
     tokens, total = block.tokens, rows.shape[0]
     best = tokens.new_empty(block.count, total)
     positions = tokens.new_empty(block.count, total, dtype=torch.int64) if want_positions else None
-    step = min(TILE_ROWS, max(16, TILE_ELEMENTS // tokens.shape[0]))
+    most = max(1, min(TILE_ROWS, TILE_ELEMENTS // tokens.shape[0]) // 16)
+    # equal parts, in sixteens: a last one of a few columns would take as long as one of many
+    step = 16 * -(-total // (16 * -(-total // (16 * most))))
     for start in range(0, total, step):
         part = rows[start : start + step]
         similarities = torch.mm(tokens, part.T, out=scratch.tile(tokens.shape[0], part.shape[0]))
