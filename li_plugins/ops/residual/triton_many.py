@@ -105,10 +105,14 @@ def residual_maxsim_many(
                     here = tl.minimum(length - first, CAPACITY)
                     if (first_query == 0) | (is_whole == 0):
                         tl.debug_barrier()  # what was there has been read
+                        place = begin + first + tl.minimum(part, here - 1)
+                        code = tl.load(codes + place)
                         for start in tl.range(0, here, DECODED, num_stages=1):
-                            place = begin + first + tl.minimum(start + part, here - 1)
+                            # codes of the next tokens meanwhile: a centroid is asked for when its code is there
+                            next_place = begin + first + tl.minimum(start + DECODED + part, here - 1)
+                            next_code = tl.load(codes + next_place)
                             decoded = decode(
-                                tl.load(codes + place),
+                                code,
                                 residuals + place * residual_stride,
                                 centroids,
                                 bucket_weights,
@@ -126,6 +130,8 @@ def residual_maxsim_many(
                             target = own + ((behind + start + part) * BLOCK_D)[:, None] + dims[None, :]
                             exists = (start + part < here)[:, None]
                             tl.store(target, decoded.to(scratch.dtype.element_ty), mask=exists)
+                            place = next_place
+                            code = next_code
                         tl.debug_barrier()  # and this can be
                     for start in range(0, here, TOKENS):
                         found = behind + tl.minimum(start + column, here - 1)

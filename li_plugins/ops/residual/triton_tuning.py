@@ -21,7 +21,7 @@ _ROUNDS = 4
 """Programs for each that runs at a time, so that documents of different lengths even out."""
 
 
-_TWO_OF_8_WARPS = Options(num_warps=8, num_stages=3, maxnreg=128)
+_TWO_OF_8_WARPS = Options(num_warps=8, num_stages=2, maxnreg=128)
 """Two programs share a multiprocessor: one multiplies while the other decodes or looks for maxima."""
 
 
@@ -135,7 +135,7 @@ def many(
     length = -(-stored // documents)
     capacity = min(max(power_of_two(6 * length), 512), 2048)
     each = max(1, min(4, 2 * capacity // (3 * max(length, 1)), documents // (programs * _ROUNDS)))
-    blocks = ManyBlocks(64, MOST_ROWS, power_of_two(in_each), in_each, is_flat, capacity, 32)
+    blocks = ManyBlocks(64, MOST_ROWS, power_of_two(in_each), in_each, is_flat, capacity, 64)
     return Many(blocks, programs, each, _TWO_OF_8_WARPS)
 
 
