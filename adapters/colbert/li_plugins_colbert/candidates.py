@@ -78,6 +78,17 @@ def listed(is_near: Tensor, scores: Tensor) -> Candidates:
     return Candidates(asked.contiguous(), passages.contiguous(), scores)
 
 
+def in_room(is_near: Tensor, room: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the first ``room`` passages that ``is_near [1, passages]``, without a wait for how many there are.
+
+    Behind the last stand any. Besides, it returns which of them are there, ``[room]``, and how many are near, ``[1]``.
+    """
+    counts = is_near[0].cumsum(0, dtype=torch.int32)
+    ranks = torch.arange(1, room + 1, dtype=torch.int32, device=is_near.device)
+    passages = torch.searchsorted(counts, ranks).clamp_(max=len(counts) - 1)
+    return passages, ranks <= counts[-1], counts[-1:]
+
+
 def near(stored: residency.Stored, scores: Tensor, ncells: int) -> Tensor:
     """Return which passages are near each query, ``[A, passages]`` bool."""
     passages, offsets = stored.cells

@@ -1,8 +1,9 @@
-"""Searches of one kind as CUDA graphs: two calls of the host launch most of a search.
+"""Searches of one kind as a CUDA graph: one call of the host launches all of a search.
 
-A search of one query is some thirty short launches, which a GPU works off faster than a host can make them. Most depend
-on nothing but settings and the query's shape: all before the candidates are known, and all after the first pruning, as
-it leaves the same number of passages each time. These are captured when a kind of search has come a few times.
+A search of one query is some thirty short launches, which a GPU works off faster than a host can make them. They depend
+on nothing but settings, the query's shape and how many candidates there are. So a graph has room for more candidates
+than have come; it is captured when a kind of search has come a few times. A query that has even more goes the long way,
+and makes room for those after it.
 
 While torch captures, its random numbers on that GPU are not to be had, for other threads either (up to torch 2.11, they
 get an error). Nobody should meet that who did not ask for it: unless the variable says so, there are graphs only while
@@ -14,9 +15,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ logger = logging.getLogger("li_plugins.colbert")
 
 VARIABLE = "LI_PLUGINS_COLBERT_GRAPHS"
 CAPTURED = 8
-"""Which run of a part is captured: that takes as long as a few searches, and all kernels have to be loaded before."""
+"""Which run is captured: that takes as long as a few searches, and all kernels have to be loaded before."""
 MOST = 16
 """Kinds of searches that an index has graphs for; then the one that was longest not searched for is forgotten."""
 
@@ -53,33 +53,28 @@ def are_used() -> bool:
 
 
 class Graph:
-    """What a function launches for inputs of one shape; inputs and results have places of their own.
+    """What a function launches for queries of one shape; queries and result have places of their own."""
 
-    Inputs that are ``standing``, the results of another graph, are read where they are.
-    """
-
-    def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor], standing: Sequence[Tensor] = ()) -> None:
-        self.inputs = [tensor if _is_among(tensor, standing) else tensor.clone() for tensor in inputs]
+    def __init__(self, function: Callable[[Tensor], Tensor], queries: Tensor) -> None:
+        self.queries = queries.clone()
         self._graph = torch.cuda.CUDAGraph()
         here, aside = torch.cuda.current_stream(), _aside(torch.cuda.current_device())
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
-            function(*self.inputs)  # so that products have a workspace on this stream, which is no graph's own
+            function(self.queries)  # so that products have a workspace on this stream, which is no graph's own
             with torch.inference_mode(False):  # what torch allocates for all graphs is written to outside of it, too
                 self._graph.capture_begin(capture_error_mode="thread_local")
             try:
-                self.results = function(*self.inputs)
+                self.result = function(self.queries)
             finally:
                 self._graph.capture_end()
         here.wait_stream(aside)
 
-    def __call__(self, *inputs: Tensor) -> Any:
-        """Return the results, which the next call overwrites."""
-        for place, tensor in zip(self.inputs, inputs, strict=True):
-            if place is not tensor:
-                place.copy_(tensor)
+    def __call__(self, queries: Tensor) -> Tensor:
+        """Return the result, which the next call overwrites."""
+        self.queries.copy_(queries)
         self._graph.replay()
-        return self.results
+        return self.result
 
 
 class Searches:
@@ -106,37 +101,44 @@ class Searches:
 
 
 class Kind:
-    """Searches whose launches are the same."""
+    """Searches whose launches are the same, with room for so many candidates."""
 
     def __init__(self) -> None:
-        self._runs: dict[str, int] = {}
-        self._graphs: dict[str, Graph] = {}
+        self.room = 0
+        """How many candidates there may be; 0: it is not known yet how many come."""
+        self._runs = 0
+        self._graph: Graph | None = None
 
-    def run(self, part: str, function: Callable[..., Any], *inputs: Tensor) -> Any:
-        """Return ``function(*inputs)``, by a graph where this part of the search has one or gets one now."""
-        if part in self._graphs:
-            return self._graphs[part](*inputs)
-        runs = self._runs[part] = self._runs.get(part, 0) + 1
-        if runs < CAPTURED - 1:
-            return function(*inputs)
-        if runs == CAPTURED - 1:
+    def make_room(self, count: int) -> None:
+        """Make room for ``count`` candidates and a quarter more, and forget the graph, which has less."""
+        step = max(64, 1 << max(0, count.bit_length() - 3))
+        self.room = -(-count * 5 // (4 * step)) * step or step
+        self._runs, self._graph = 0, None
+
+    def run(self, function: Callable[[Tensor], Tensor], queries: Tensor) -> Tensor:
+        """Return ``function(queries)``, by a graph where there is one or it is time for one."""
+        if self._graph is not None:
+            return self._graph(queries)
+        self._runs += 1
+        if self._runs < CAPTURED - 1:
+            return function(queries)
+        if self._runs == CAPTURED - 1:
             before = dispatch.counters()
-            results = function(*inputs)
+            results = function(queries)
             others = sorted({kernel for _, kernel in dispatch.counters() - before} - CAPTURABLE)
             if others:  # of this search, or of another thread
-                self._runs[part] = 0
+                self._runs = 0
                 logger.info("no CUDA graph of a search yet: %s ran meanwhile", ", ".join(others))
             return results
         if _failures:
-            return function(*inputs)
-        standing = [tensor for graph in self._graphs.values() for tensor in graph.results]
+            return function(queries)
         try:
-            graph = self._graphs[part] = Graph(function, inputs, standing)
+            self._graph = Graph(function, queries)
         except Exception as error:
             _failures.append(str(error))
             logger.warning("li_plugins: no CUDA graphs of searches from now on, since a capture failed: %s", error)
-            return function(*inputs)
-        return graph(*inputs)
+            return function(queries)
+        return self._graph(queries)
 
 
 @lru_cache
@@ -148,7 +150,3 @@ def _aside(device: int) -> torch.cuda.Stream:
 def _is_bystander(thread: threading.Thread) -> bool:
     """Tell whether it is the thread that wakes tqdm's progress bars, which colbert-ai's own search shows."""
     return type(thread).__module__.partition(".")[0] == "tqdm"
-
-
-def _is_among(tensor: Tensor, others: Sequence[Tensor]) -> bool:
-    return any(tensor is other for other in others)

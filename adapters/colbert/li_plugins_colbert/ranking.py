@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from itertools import compress
 from typing import Any
 
 import torch
@@ -23,6 +23,9 @@ PRECISIONS = (
 """Switches of torch that a product of 16-bit numbers depends on."""
 _LISTED = torch.zeros(1, dtype=torch.int32)
 """Passages such as those that are found."""
+
+Ranking = tuple[list[int], list[float]]
+"""Passages and their scores, the best first."""
 
 
 def rank(
@@ -50,12 +53,12 @@ def explain_rank(self: Any, config: Any, Q: Tensor, filter_fn: Any = None, pids:
     return f"all stages at once; {residency.of(self).why}"
 
 
-def _on_gpu(scorer: Any, config: Any, queries: Tensor) -> tuple[list[int], list[float]]:
+def _on_gpu(scorer: Any, config: Any, queries: Tensor) -> Ranking:
     """Return passages and scores, none where there are no candidates; by graphs where these may be used."""
     stored, codec = residency.of(scorer), scorer.codec
     here = stored.device.index == torch.cuda.current_device() if graphs.are_used() else False
     if stored.searches is None or not here:
-        return _found(stored, codec, config, queries, _launched)
+        return _launched(stored, codec, config, queries)[0]
     # all that its launches follow from; where the index lies is the same for all of its searches
     settings = config.query_maxlen, config.ncells, config.centroid_score_threshold, config.ndocs, codec.nbits
     read = [
@@ -69,38 +72,70 @@ def _on_gpu(scorer: Any, config: Any, queries: Tensor) -> tuple[list[int], list[
     )
     with graphs.lock:
         kind = stored.searches.kind(queries.shape, queries.dtype, queries.device, settings, *read, products)
-        return _found(stored, codec, config, queries, kind.run)
+        return _found(stored, codec, config, queries, kind)
 
 
-def _launched(part: str, function: Callable[..., Any], *inputs: Tensor) -> Any:
-    """Launch a part of a search as it is."""
-    return function(*inputs)
+def _found(stored: residency.Stored, codec: Any, config: Any, queries: Tensor, kind: graphs.Kind) -> Ranking:
+    """Return passages and scores by the graph of a kind, which has room for as many candidates as have come."""
+    room = kind.room
+    if room:
+        numbers = kind.run(lambda queries: _launched_in_room(stored, codec, config, queries, room), queries).tolist()
+        count = int(numbers[0])
+        if count <= room:
+            return _read(numbers[1:], count)
+    found, count = _launched(stored, codec, config, queries)
+    kind.make_room(count)
+    return found
 
 
-def _found(
-    stored: residency.Stored, codec: Any, config: Any, queries: Tensor, run: Callable[..., Any]
-) -> tuple[list[int], list[float]]:
-    """Return passages and scores, the best first; ``run`` does both parts of the search whose launches are the same."""
-    centroids, count = codec.centroids, config.ndocs
-
-    def near(queries: Tensor) -> tuple[Tensor, ...]:
-        queries = queries.to(centroids)
-        scores = candidates.similarities(centroids, queries[:, : config.query_maxlen])
-        is_kept = scores.amax(-1) >= config.centroid_score_threshold
-        return queries, scores, is_kept, candidates.near(stored, scores, config.ncells)
-
-    def ranked(queries: Tensor, scores: Tensor, passages: Tensor) -> tuple[Tensor, Tensor]:
-        pairs = stages.left(stored, scores, (torch.zeros_like(passages), passages), count // 4)
-        values, order = stages.scored(stored, codec, queries, pairs, centroids.dtype).sort(descending=True)
-        return pairs[1].index_select(0, order), values
-
-    queries, scores, is_kept, is_near = run("near", near, queries)
+def _launched(stored: residency.Stored, codec: Any, config: Any, queries: Tensor) -> tuple[Ranking, int]:
+    """Launch a search part by part, since how many candidates there are is waited for: its ranking, and that number."""
+    queries, scores, is_kept, is_near = _near(stored, codec, config, queries)
     found = candidates.listed(is_near, scores)
-    _, passages = stages.left(stored, scores, (found.queries, found.passages), count, is_kept)
-    if not len(passages):
-        return [], []
-    passages, values = (run if len(passages) == count else _launched)("ranked", ranked, queries, scores, passages)
-    return passages.tolist(), values.tolist()
+    pairs = found.queries, found.passages
+    count = len(found.passages)
+    if not count:
+        return ([], []), 0
+    pairs = stages.left(stored, scores, pairs, config.ndocs, is_kept)
+    pairs = stages.left(stored, scores, pairs, config.ndocs // 4)
+    values, order = stages.scored(stored, codec, queries, pairs, codec.centroids.dtype).sort(descending=True)
+    return (pairs[1].index_select(0, order).tolist(), values.tolist()), count
+
+
+def _launched_in_room(stored: residency.Stored, codec: Any, config: Any, queries: Tensor, room: int) -> Tensor:
+    """Launch the same without a wait: float64 ``[1 + 3 n]``, for ``_read``, after how many candidates there are.
+
+    The ranking is worth nothing where they are more than ``room``.
+    """
+    queries, scores, is_kept, is_near = _near(stored, codec, config, queries)
+    passages, is_there, count = candidates.in_room(is_near, max(room, config.ndocs))
+    for most, near in ((config.ndocs, is_kept), (config.ndocs // 4, None)):
+        passages, is_there = stages.left_in_room(stored, scores, passages, is_there, most, near)
+    passages, order = passages.sort()  # so that equal scores are in the order of candidates, as where none is left out
+    is_there = is_there.index_select(0, order)
+    pairs = torch.zeros_like(passages), passages
+    values = stages.scored(stored, codec, queries, pairs, codec.centroids.dtype)
+    values, order = values.masked_fill(~is_there, -torch.inf).sort(descending=True)
+    # together, since each copy to the host is a wait; passages of an index are far fewer than 2**53
+    columns = is_there.index_select(0, order), passages.index_select(0, order), values
+    return torch.cat([count.double(), *[column.double() for column in columns]])
+
+
+def _read(numbers: list[float], count: int) -> Ranking:
+    """Return passages and scores from three columns: whether a row is there, its passage, its score."""
+    rows = len(numbers) // 3
+    is_there, passages, scores = numbers[:rows], numbers[rows : 2 * rows], numbers[2 * rows :]
+    if count < rows:
+        passages, scores = ([*compress(column, is_there)] for column in (passages, scores))
+    return [int(passage) for passage in passages], scores
+
+
+def _near(stored: residency.Stored, codec: Any, config: Any, queries: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return queries in the centroids' dtype, their scores, which centroids are kept, and which passages are near."""
+    queries = queries.to(codec.centroids)
+    scores = candidates.similarities(codec.centroids, queries[:, : config.query_maxlen])
+    is_kept = scores.amax(-1) >= config.centroid_score_threshold
+    return queries, scores, is_kept, candidates.near(stored, scores, config.ncells)
 
 
 def unranked(scorer: Any, config: Any, queries: Any, filter_fn: Any, pids: Any) -> Decline | None:

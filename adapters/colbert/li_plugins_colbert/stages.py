@@ -42,6 +42,17 @@ def left(stored: Stored, centroid_scores: Tensor, pairs: Pairs, count: int, near
     return queries, passages.index_select(0, chosen)
 
 
+def left_in_room(
+    stored: Stored, centroid_scores: Tensor, passages: Tensor, is_there: Tensor, count: int, near: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return who is ``left`` of one query's ``passages [room]`` and who of them is there; who is not goes first."""
+    codes, _, offsets, documents = stored.tokens(passages, residuals=False)
+    pairs = torch.zeros_like(passages), documents
+    scores = code_maxsim(centroid_scores, codes, offsets, pairs=pairs, kept=near, least=MASKED)
+    chosen = scores.masked_fill(~is_there, -torch.inf).topk(count, sorted=False).indices
+    return passages.index_select(0, chosen), is_there.index_select(0, chosen)
+
+
 def scored(stored: Stored, codec: Any, queries: Tensor, pairs: Pairs, out_dtype: torch.dtype) -> Tensor:
     """Return the scores ``[P]`` of pairs of ``queries [A, Lq, dim]`` and passages by their stored embeddings."""
     return residual_maxsim(**_request(stored, codec, queries, pairs, out_dtype))

@@ -164,18 +164,18 @@ def test_searches_by_graphs(
     for _ in range(4):
         assert_same(ranking(searcher), expected)
         memory.append(torch.cuda.memory_allocated())
-    assert len(made) == 2
+    assert len(made) == 1
     assert memory[-1] == memory[-2], "a search leaves nothing behind"
     # what lies elsewhere is captured anew
     searcher.ranker.embeddings.codes = searcher.ranker.embeddings.codes.clone()
     for _ in range(2):
         assert_same(ranking(searcher), expected)
-    assert len(made) == 4
+    assert len(made) == 2
     # and products that autocast rounds otherwise
     with torch.autocast("cuda", torch.bfloat16):
         for _ in range(2):
             ranking(searcher)
-    assert len(made) == 6
+    assert len(made) == 3
     assert_same(ranking(searcher), expected)
     assert not graphs._failures
 
@@ -187,7 +187,7 @@ def test_what_comes_after_a_capture(checkpoint: Path, tmp_path: Path, made: list
     expected = torch.rand(100, device="cuda")
     for _ in range(2):
         ranking(searcher)
-    assert len(made) == 2
+    assert len(made) == 1
     torch.cuda.manual_seed(0)
     assert torch.equal(torch.rand(100, device="cuda"), expected)
     torch.cuda.empty_cache()
@@ -236,7 +236,7 @@ def test_searches_of_several_threads(checkpoint: Path, tmp_path: Path, made: lis
     with ThreadPoolExecutor(4) as threads:
         for turn, found in enumerate(threads.map(search, range(12))):
             assert_same(found, expected[turn % 2])
-    assert len(made) == 4
+    assert len(made) == 2
     assert not graphs._failures
 
 
@@ -261,4 +261,4 @@ def test_a_search_while_somebody_else_works(checkpoint: Path, tmp_path: Path, ma
         assert working.result() > 0
     assert_same(found[0], found[1])
     assert_same(found[0], found[2])
-    assert len(made) == 2
+    assert len(made) == 1
