@@ -14,11 +14,11 @@ from li_plugins.ops.arguments import Request
 from li_plugins.ops.dispatch import Plan
 from li_plugins.ops.maxsim import explain_maxsim_packed, maxsim_packed, supports_maxsim_packed
 
-BYTES_PER_LAUNCH = {"cpu": 8 * 2**20, "cuda": 64 * 2**20}
+BYTES_PER_LAUNCH = {"cpu": 24 * 2**20, "cuda": 64 * 2**20}
 """Document embeddings that one launch takes, by device; bounds the copy that puts them one after the other.
 
-On the CPU small enough for the C library to keep the memory for the next launch: what it maps anew costs a page fault
-per page.
+On the CPU small enough for the C library to keep the memory for the next launch, glibc up to 32 MiB: what it maps anew
+costs a page fault per page.
 """
 
 

@@ -61,13 +61,15 @@ class Blocked:
             winners = torch.full(shape, -1, dtype=problem.winners_dtype, device=device)
         scratch = _Scratch(dtype, device)
         for queries, within in _panels(problem) if is_cross else _runs(problem):
-            rows = queries.rows.shape[0]
-            for block in documents.blocks(within, dtype, TILE_ELEMENTS, max(min(rows, TILE_ROWS), width), rows):
-                best, positions = block.settled(*_best(block, queries.rows, scratch, want_winners))
+            rows = _in_sixteens(queries.rows)
+            count = rows.shape[0]
+            for block in documents.blocks(within, dtype, TILE_ELEMENTS, max(min(count, TILE_ROWS), width), count):
+                found = _best(block, rows, queries.rows.shape[0], scratch, want_winners)
+                best, positions = block.settled(*found)
                 scores[block.chosen, queries.columns] = queries.summed(best)
                 if winners is not None and positions is not None:
-                    found = queries.arranged(positions)
-                    winners[block.chosen, queries.columns, : found.shape[-1]] = found.to(winners.dtype)
+                    arranged = queries.arranged(positions)
+                    winners[block.chosen, queries.columns, : arranged.shape[-1]] = arranged.to(winners.dtype)
         documents.score_vacant(scores, _weight_sums(problem), problem.rule.empty_score)
         scores = scores.T.contiguous() if is_cross else scores
         scores = scores.reshape(problem.scores_shape).to(problem.out_dtype)
@@ -213,8 +215,18 @@ class _Scratch:
         return self._memory[:elements].view(height, width)
 
 
-def _best(block: Block, rows: Tensor, scratch: _Scratch, want_positions: bool) -> tuple[Tensor, Tensor | None]:
-    """Return the best similarity of each of ``rows [R, d]`` with each document, ``[n, R]``, and where it stands."""
+def _in_sixteens(rows: Tensor) -> Tensor:
+    """Return ``rows [R, d]`` with zeros behind, up to a multiple of 16, unless a product of so few takes less."""
+    return rows if rows.shape[0] <= 8 else torch.nn.functional.pad(rows, (0, 0, 0, -rows.shape[0] % 16))
+
+
+def _best(
+    block: Block, rows: Tensor, count: int, scratch: _Scratch, want_positions: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the best similarity of the first ``count`` of ``rows [R, d]`` with each document, and where it stands.
+
+    ``[n, count]`` each.
+    """
     tokens, total = block.tokens, rows.shape[0]
     best = tokens.new_empty(block.count, total)
     positions = tokens.new_empty(block.count, total, dtype=torch.int64) if want_positions else None
@@ -227,7 +239,7 @@ def _best(block: Block, rows: Tensor, scratch: _Scratch, want_positions: bool) -
         columns = block.greatest(similarities, out=best[:, start : start + step])
         if positions is not None:
             positions[:, start : start + step] = block.first_positions(similarities, columns)
-    return best, positions
+    return best[:, :count], None if positions is None else positions[:, :count]
 
 
 def _weight_sums(problem: Problem) -> Tensor | None:
