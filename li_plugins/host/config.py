@@ -91,11 +91,11 @@ VARIABLES = (
         "LI_PLUGINS_COLBERT_GRAPHS",
         "`auto`, `1`, `0`",
         "`auto`",
-        "`1`: searches of colbert-ai on a GPU are CUDA graphs from the eighth of a kind on. They take turns then, "
+        "`1`: a search of colbert-ai on a GPU is one CUDA graph from the ninth of a kind on. Searches take turns then, "
         "those of several threads as well. While a graph is captured, which takes some milliseconds, torch (up to "
         "2.11) has no random numbers of that GPU for other threads: they get an error. So `auto` uses graphs only "
         "while no other thread runs Python (that of tqdm's bars aside), `0` never. Each of up to 16 kinds keeps a "
-        "query's scores with all centroids and a byte for each passage.",
+        "query's scores with all centroids and nine bytes for each passage.",
     ),
 )
 

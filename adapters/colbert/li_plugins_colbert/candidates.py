@@ -79,9 +79,10 @@ def listed(is_near: Tensor, scores: Tensor) -> Candidates:
 
 
 def in_room(is_near: Tensor, room: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the first ``room`` passages that ``is_near [1, passages]``, without a wait for how many there are.
+    """Return the first ``room`` passages that ``is_near [1, passages]`` marks, without a wait for how many there are.
 
-    Behind the last stand any. Besides, it returns which of them are there, ``[room]``, and how many are near, ``[1]``.
+    Where there are fewer, the rest is the index's last passage. The other results: which of them are there, ``[room]``,
+    and how many are marked, ``[1]``.
     """
     counts = is_near[0].cumsum(0, dtype=torch.int32)
     ranks = torch.arange(1, room + 1, dtype=torch.int32, device=is_near.device)

@@ -110,8 +110,8 @@ class Kind:
         self._graph: Graph | None = None
 
     def make_room(self, count: int) -> None:
-        """Make room for ``count`` candidates and a quarter more, and forget the graph, which has less."""
-        step = max(64, 1 << max(0, count.bit_length() - 3))
+        """Make room for ``count`` candidates and a quarter more at least, and forget the graph, which has less."""
+        step = max(64, 1 << max(0, count.bit_length() - 4))
         self.room = -(-count * 5 // (4 * step)) * step or step
         self._runs, self._graph = 0, None
 

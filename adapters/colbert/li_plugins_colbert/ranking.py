@@ -77,8 +77,8 @@ def _on_gpu(scorer: Any, config: Any, queries: Tensor) -> Ranking:
 
 def _found(stored: residency.Stored, codec: Any, config: Any, queries: Tensor, kind: graphs.Kind) -> Ranking:
     """Return passages and scores by the graph of a kind, which has room for as many candidates as have come."""
-    room = kind.room
-    if room:
+    if kind.room:
+        room = max(min(kind.room, len(stored.offsets) - 1), config.ndocs)
         numbers = kind.run(lambda queries: _launched_in_room(stored, codec, config, queries, room), queries).tolist()
         count = int(numbers[0])
         if count <= room:
@@ -89,7 +89,10 @@ def _found(stored: residency.Stored, codec: Any, config: Any, queries: Tensor, k
 
 
 def _launched(stored: residency.Stored, codec: Any, config: Any, queries: Tensor) -> tuple[Ranking, int]:
-    """Launch a search part by part, since how many candidates there are is waited for: its ranking, and that number."""
+    """Launch a search part by part, since how many candidates there are is waited for: its ranking, and that number.
+
+    Equal scores are in the order of the passages.
+    """
     queries, scores, is_kept, is_near = _near(stored, codec, config, queries)
     found = candidates.listed(is_near, scores)
     pairs = found.queries, found.passages
@@ -97,25 +100,27 @@ def _launched(stored: residency.Stored, codec: Any, config: Any, queries: Tensor
     if not count:
         return ([], []), 0
     pairs = stages.left(stored, scores, pairs, config.ndocs, is_kept)
-    pairs = stages.left(stored, scores, pairs, config.ndocs // 4)
-    values, order = stages.scored(stored, codec, queries, pairs, codec.centroids.dtype).sort(descending=True)
-    return (pairs[1].index_select(0, order).tolist(), values.tolist()), count
+    asked, passages = stages.left(stored, scores, pairs, config.ndocs // 4)
+    passages = passages.sort().values
+    values = stages.scored(stored, codec, queries, (asked, passages), codec.centroids.dtype)
+    values, order = values.sort(descending=True, stable=True)
+    return (passages.index_select(0, order).tolist(), values.tolist()), count
 
 
 def _launched_in_room(stored: residency.Stored, codec: Any, config: Any, queries: Tensor, room: int) -> Tensor:
     """Launch the same without a wait: float64 ``[1 + 3 n]``, for ``_read``, after how many candidates there are.
 
-    The ranking is worth nothing where they are more than ``room``.
+    The ranking is worth nothing where they are more than ``room``, which is ``ndocs`` at least.
     """
     queries, scores, is_kept, is_near = _near(stored, codec, config, queries)
-    passages, is_there, count = candidates.in_room(is_near, max(room, config.ndocs))
+    passages, is_there, count = candidates.in_room(is_near, room)
     for most, near in ((config.ndocs, is_kept), (config.ndocs // 4, None)):
         passages, is_there = stages.left_in_room(stored, scores, passages, is_there, most, near)
-    passages, order = passages.sort()  # so that equal scores are in the order of candidates, as where none is left out
+    passages, order = passages.sort()
     is_there = is_there.index_select(0, order)
     pairs = torch.zeros_like(passages), passages
     values = stages.scored(stored, codec, queries, pairs, codec.centroids.dtype)
-    values, order = values.masked_fill(~is_there, -torch.inf).sort(descending=True)
+    values, order = values.masked_fill(~is_there, -torch.inf).sort(descending=True, stable=True)
     # together, since each copy to the host is a wait; passages of an index are far fewer than 2**53
     columns = is_there.index_select(0, order), passages.index_select(0, order), values
     return torch.cat([count.double(), *[column.double() for column in columns]])

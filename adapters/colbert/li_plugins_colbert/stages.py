@@ -45,7 +45,7 @@ def left(stored: Stored, centroid_scores: Tensor, pairs: Pairs, count: int, near
 def left_in_room(
     stored: Stored, centroid_scores: Tensor, passages: Tensor, is_there: Tensor, count: int, near: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Return who is ``left`` of one query's ``passages [room]`` and who of them is there; who is not goes first."""
+    """Return who is ``left`` of one query's ``passages [room]``, those there before any other, and who of them is."""
     codes, _, offsets, documents = stored.tokens(passages, residuals=False)
     pairs = torch.zeros_like(passages), documents
     scores = code_maxsim(centroid_scores, codes, offsets, pairs=pairs, kept=near, least=MASKED)

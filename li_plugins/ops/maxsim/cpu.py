@@ -30,7 +30,7 @@ PANEL_ROWS = 2**15
 
 
 class Blocked:
-    """Memory beyond inputs and outputs: a few tiles, and copies of inputs that are not contiguous."""
+    """Memory beyond inputs and outputs: a few tiles, a panel of query tokens, copies of what is not contiguous."""
 
     def supports(self, problem: Problem) -> Support:
         """Serve everything."""
@@ -62,8 +62,8 @@ class Blocked:
         scratch = _Scratch(dtype, device)
         for queries, within in _panels(problem) if is_cross else _runs(problem):
             rows = _in_sixteens(queries.rows)
-            count = rows.shape[0]
-            for block in documents.blocks(within, dtype, TILE_ELEMENTS, max(min(count, TILE_ROWS), width), count):
+            total = rows.shape[0]
+            for block in documents.blocks(within, dtype, TILE_ELEMENTS, max(min(total, TILE_ROWS), width), total):
                 found = _best(block, rows, queries.rows.shape[0], scratch, want_winners)
                 best, positions = block.settled(*found)
                 scores[block.chosen, queries.columns] = queries.summed(best)
@@ -217,7 +217,8 @@ class _Scratch:
 
 def _in_sixteens(rows: Tensor) -> Tensor:
     """Return ``rows [R, d]`` with zeros behind, up to a multiple of 16, unless a product of so few takes less."""
-    return rows if rows.shape[0] <= 8 else torch.nn.functional.pad(rows, (0, 0, 0, -rows.shape[0] % 16))
+    missing = -rows.shape[0] % 16
+    return rows if missing == 0 or rows.shape[0] <= 8 else torch.nn.functional.pad(rows, (0, 0, 0, missing))
 
 
 def _best(

@@ -16,6 +16,7 @@ from gpu_cases import *  # noqa: F403 - its tests are collected here
 from gpu_cases import ranking
 from gpu_codec_cases import *  # noqa: F403 - likewise
 from li_plugins_colbert import candidates, graphs, residency, stages
+from li_plugins_colbert import ranking as ranking_module
 from li_plugins_colbert.residency import Ragged, Stored
 from pretended_gpu import pretended_gpu
 from torch import Tensor
@@ -201,7 +202,29 @@ def test_more_candidates_than_there_is_room_for(
     assert Again.made[-1].calls > len(expected), "where nobody has more, the graph stays"
 
 
-@pytest.mark.parametrize(("count", "room"), [(0, 64), (1, 64), (52, 128), (1000, 1280), (27_500, 36_864)])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("room", [1, 30, 100])
+def test_candidates_in_a_room(room: int, share: float) -> None:
+    is_near = torch.rand(1, 60, generator=torch.Generator().manual_seed(room)) < share
+    passages, is_there, count = candidates.in_room(is_near, room)
+    expected = is_near[0].nonzero()[:, 0]
+    assert count.tolist() == [len(expected)]
+    assert passages.shape == is_there.shape == (room,)
+    assert passages[is_there].tolist() == expected[:room].tolist()
+    assert not is_there[len(expected) :].any()
+    assert passages[~is_there].unique().tolist() in ([], [59])
+
+
+def test_no_candidates_in_a_room() -> None:
+    """Who is not there has no place in a ranking, even where another score is no greater than its own."""
+    infinite = float("inf")
+    assert ranking_module._read([0.0, 0.0, 59.0, 59.0, -infinite, -infinite], 0) == ([], [])
+    assert ranking_module._read([0.0, 1.0, 59.0, 7.0, -infinite, -infinite], 1) == ([7], [-infinite])
+    assert ranking_module._read([1.0, 1.0, 3.0, 7.0, 2.5, 1.5], 9) == ([3, 7], [2.5, 1.5])
+    assert ranking_module._read([], 9) == ([], [])
+
+
+@pytest.mark.parametrize(("count", "room"), [(0, 64), (1, 64), (52, 128), (1000, 1280), (27_500, 34_816)])
 def test_room_for_a_quarter_more(count: int, room: int) -> None:
     kind = graphs.Kind()
     kind.make_room(count)
