@@ -1,7 +1,7 @@
 """Time colpali-engine on the CPU with li-plugins and without: scoring, a training step of each kind, token pooling.
 
 ``python benchmarks/colpali_cpu.py [--quick] [--only REGEX]`` writes ``results/colpali_cpu.csv``, one row per workload
-and side. Both sides are compared first: nothing wrong is timed.
+and side. Both sides are compared first: nothing wrong is timed. They take turns.
 """
 
 from __future__ import annotations
@@ -9,18 +9,19 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
+from statistics import median, quantiles
 from typing import Any
 
 import torch
 from colpali_engine.compression.token_pooling import HierarchicalTokenPooler
 from colpali_engine.loss import late_interaction_losses as losses
 from colpali_engine.utils.processing_utils import BaseVisualRetrieverProcessor
-from common import RESULTS, installed, measure, peak_mib, provenance, save
+from common import RESULTS, in_turns, installed, peak_mib, provenance, save
 from torch import Tensor
 
 import li_plugins
 
-WIDTH = 128
+WIDTH, ROUNDS = 128, 9
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """Largest relative difference between the sides; the library rounds every similarity and sum to bfloat16."""
 
@@ -86,6 +87,11 @@ def workloads(quick: bool) -> dict[str, Callable[[], Tensor]]:
     }
 
 
+def enable() -> None:
+    """Patch."""
+    li_plugins.enable("colpali", strict=True)
+
+
 def main() -> None:
     """Time and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -98,7 +104,7 @@ def main() -> None:
     for name, call in workloads(options.quick).items():
         if not options.only.search(name):
             continue
-        li_plugins.enable("colpali", strict=True)
+        enable()
         found = call()
         li_plugins.disable_all()
         expected = call()
@@ -107,18 +113,19 @@ def main() -> None:
         if not difference < TOLERANCE[dtype]:
             print(f"{name}: differs by {difference:.1e}, not timed")
             continue
-        for side in ("colpali-engine", "li-plugins"):
-            if side == "li-plugins":
-                li_plugins.enable("colpali", strict=True)
-            timing, peak = measure(call, "cpu", 3000), peak_mib(call, "cpu")
-            li_plugins.disable_all()
+        sides = {"colpali-engine": li_plugins.disable_all, "li-plugins": enable}
+        times = in_turns(call, sides, ROUNDS)
+        for side, switch in sides.items():
+            switch()
+            peak = peak_mib(call, "cpu")
+            p20, *_, p80 = quantiles(times[side], n=5)
             rows.append(
                 {
                     "workload": name,
                     "who": side,
-                    "ms": f"{timing.median:.1f}",
-                    "p20": f"{timing.p20:.1f}",
-                    "p80": f"{timing.p80:.1f}",
+                    "ms": f"{median(times[side]):.1f}",
+                    "p20": f"{p20:.1f}",
+                    "p80": f"{p80:.1f}",
                     "peak_mib": f"{peak:.1f}",
                     "difference": f"{difference:.1e}",
                     "colpali_engine": installed("colpali-engine"),
@@ -126,7 +133,7 @@ def main() -> None:
                 }
             )
             print(
-                f"{name:45s} {side:15s} {timing.median:9.1f} ms {peak:9.1f} MiB  difference {difference:.1e}",
+                f"{name:45s} {side:15s} {median(times[side]):9.1f} ms {peak:9.1f} MiB  difference {difference:.1e}",
                 flush=True,
             )
     if not options.quick:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -143,6 +143,26 @@ def measure(call: Callable[[], Any], device: str, milliseconds: int = 300) -> Ti
     host_us = (time.perf_counter() - start) / repeats * 1e6
     torch.cuda.synchronize()
     return Timing(median, p20, p80, host_us)
+
+
+def in_turns(
+    call: Callable[[], Any], sides: Mapping[str, Callable[[], Any]], rounds: int, milliseconds: int = 300
+) -> dict[str, list[float]]:
+    """Time a call on the CPU with each side switched on in turns, so that what else the machine does meets both.
+
+    Returns each side's milliseconds, one value a round: the median of its calls in about as many ``milliseconds``.
+    """
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(rounds):
+        for side, switch in sides.items():
+            switch()
+            found: list[float] = []
+            while sum(found) < milliseconds:
+                start = time.perf_counter()
+                call()
+                found.append((time.perf_counter() - start) * 1000)
+            times[side].append(median(found))
+    return times
 
 
 def graph_ms(call: Callable[[], Any], milliseconds: int = 150) -> float | None:

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import RESULTS, installed, measure, peak_mib, provenance, save
+from common import RESULTS, in_turns, installed, peak_mib, provenance, save
 from sentence_transformers.multi_vector_encoder.scoring import (
     colbert_kd_scores,
     colbert_scores,
@@ -103,13 +103,11 @@ def rows(name: str, call: Call, rounds: int, common: dict[str, str]) -> list[dic
     if not difference < TOLERANCE:
         print(f"{name}: differs by {difference:.1e}, not timed")
         return []
-    times: dict[str, list[float]] = {side: [] for side in sides}
-    peaks: dict[str, list[float]] = {side: [] for side in sides}
-    for _ in range(rounds):
-        for side, switch in sides.items():
-            switch()
-            times[side].append(measure(call, "cpu", 500).median)
-            peaks[side].append(peak_mib(call, "cpu"))
+    times = in_turns(call, sides, rounds, 500)
+    peaks: dict[str, float] = {}
+    for side, switch in sides.items():
+        switch()
+        peaks[side] = peak_mib(call, "cpu")
     return [
         {
             "workload": name,
@@ -117,7 +115,7 @@ def rows(name: str, call: Call, rounds: int, common: dict[str, str]) -> list[dic
             "ms": f"{median(times[side]):.1f}",
             "fastest": f"{min(times[side]):.1f}",
             "slowest": f"{max(times[side]):.1f}",
-            "peak_mib": f"{median(peaks[side]):.1f}",
+            "peak_mib": f"{peaks[side]:.1f}",
             "difference": f"{difference:.1e}",
             "sentence_transformers": installed("sentence-transformers"),
             **common,
