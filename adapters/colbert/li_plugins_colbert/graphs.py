@@ -112,7 +112,8 @@ class Kind:
     def make_room(self, count: int) -> None:
         """Make room for ``count`` candidates and a quarter more at least, and forget the graph, which has less."""
         step = max(64, 1 << max(0, count.bit_length() - 4))
-        self.room = -(-count * 5 // (4 * step)) * step or step
+        wanted = count + count // 4 + 1
+        self.room = -(-wanted // step) * step
         self._runs, self._graph = 0, None
 
     def run(self, function: Callable[[Tensor], Tensor], queries: Tensor) -> Tensor:

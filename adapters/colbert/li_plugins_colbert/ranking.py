@@ -93,14 +93,13 @@ def _launched(stored: residency.Stored, codec: Any, config: Any, queries: Tensor
 
     Equal scores are in the order of the passages.
     """
-    queries, scores, is_kept, is_near = _near(stored, codec, config, queries)
+    queries, scores, is_near = _near(stored, codec, config, queries)
     found = candidates.listed(is_near, scores)
     pairs = found.queries, found.passages
     count = len(found.passages)
     if not count:
         return ([], []), 0
-    pairs = stages.left(stored, scores, pairs, config.ndocs, is_kept)
-    asked, passages = stages.left(stored, scores, pairs, config.ndocs // 4)
+    asked, passages = stages.pruned(stored, scores, pairs, config.centroid_score_threshold, config.ndocs)
     passages = passages.sort().values
     values = stages.scored(stored, codec, queries, (asked, passages), codec.centroids.dtype)
     values, order = values.sort(descending=True, stable=True)
@@ -112,7 +111,8 @@ def _launched_in_room(stored: residency.Stored, codec: Any, config: Any, queries
 
     The ranking is worth nothing where they are more than ``room``, which is ``ndocs`` at least.
     """
-    queries, scores, is_kept, is_near = _near(stored, codec, config, queries)
+    queries, scores, is_near = _near(stored, codec, config, queries)
+    is_kept = scores.amax(-1) >= config.centroid_score_threshold
     passages, is_there, count = candidates.in_room(is_near, room)
     for most, near in ((config.ndocs, is_kept), (config.ndocs // 4, None)):
         passages, is_there = stages.left_in_room(stored, scores, passages, is_there, most, near)
@@ -135,12 +135,11 @@ def _read(numbers: list[float], count: int) -> Ranking:
     return [int(passage) for passage in passages], scores
 
 
-def _near(stored: residency.Stored, codec: Any, config: Any, queries: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return queries in the centroids' dtype, their scores, which centroids are kept, and which passages are near."""
+def _near(stored: residency.Stored, codec: Any, config: Any, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries in the centroids' dtype, their scores, and which passages are near."""
     queries = queries.to(codec.centroids)
     scores = candidates.similarities(codec.centroids, queries[:, : config.query_maxlen])
-    is_kept = scores.amax(-1) >= config.centroid_score_threshold
-    return queries, scores, is_kept, candidates.near(stored, scores, config.ncells)
+    return queries, scores, candidates.near(stored, scores, config.ncells)
 
 
 def unranked(scorer: Any, config: Any, queries: Any, filter_fn: Any, pids: Any) -> Decline | None:
