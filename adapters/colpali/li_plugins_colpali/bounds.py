@@ -39,7 +39,8 @@ def normalized(module: Any, scores: Tensor, lengths: Tensor) -> Tensor:
     if is_own or not scores.is_cuda:
         return module._apply_normalization(scores, lengths)
     found = scores / (lengths.unsqueeze(1) if scores.ndim == 2 else lengths)
-    both = torch.stack(torch.aminmax(found.detach()))
+    both = found.new_empty(2)
+    torch.aminmax(found.detach(), out=both.unbind())
     if os.environ.get(VARIABLE, "now").strip().lower() != "later":
         _say(both.cpu(), module.norm_tol)
         return found
@@ -68,6 +69,9 @@ def report(*, wait: bool = False) -> None:
 
 def _say(extremes: Tensor, tolerance: float) -> None:
     """Print the library's message where the least or the greatest score is out of bounds; compared in their dtype."""
+    least, greatest = extremes.tolist()
+    if least >= 0 and greatest <= 1 and tolerance >= 0:
+        return  # in bounds by any dtype's tolerance: numbers are compared sooner than tensors
     least, greatest = extremes
     if least < -tolerance or greatest > 1 + tolerance:
         print(

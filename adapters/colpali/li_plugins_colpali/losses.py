@@ -136,4 +136,4 @@ def _foreign(self: Any) -> Decline | None:
 
 def _query_lengths(queries: Tensor) -> Tensor:
     """Return how many tokens of each query have a first component that is not zero, as the library counts them."""
-    return (queries[:, :, 0] != 0).sum(dim=1)
+    return torch.count_nonzero(queries.detach()[:, :, 0], dim=1)

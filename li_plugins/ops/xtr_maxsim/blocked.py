@@ -26,6 +26,10 @@ LEAST_ROWS = 32
 """Query tokens that are taken together however many documents there are: a product with fewer reads these in vain."""
 
 
+_WIDENS = "dtype_out" in torch.ops.aten.mm.overloads()
+"""Whether torch (2.8 and later) multiplies 16-bit numbers on a GPU without rounding the product to their dtype."""
+
+
 class Blocked:
     """Memory beyond inputs and outputs: a few tiles, or ``LEAST_ROWS`` numbers for each document token."""
 
@@ -47,8 +51,8 @@ class Blocked:
             is_found = queries.new_empty(shape, dtype=torch.bool)
             positions = queries.new_empty(shape, dtype=torch.int64) if want_winners else None
             rows = queries[chosen].flatten(0, 1)
-            # of what is retrieved there are some copies of eight bytes each
-            for part in _spans(rows.shape[0], problem.pool + 8 * problem.k, pool.elements, LEAST_ROWS):
+            # of what is retrieved, and of what each document gets, there are some copies of eight bytes each
+            for part in _spans(rows.shape[0], 8 * (problem.k + problem.columns), pool.elements, LEAST_ROWS):
                 retrieved = pool.retrieved(rows[part], part.start + chosen.start * length)
                 best.flatten(0, 1)[part], is_found.flatten(0, 1)[part] = retrieved.best, retrieved.is_found
                 if positions is not None:
@@ -119,7 +123,7 @@ class _Pool(NamedTuple):
     def retrieved(self, rows: Tensor, first: int) -> _Retrieved:
         """Return what query tokens ``[R, d]`` retrieve, the first of which is the ``first`` of all queries."""
         problem = self.problem
-        similarities, places = greatest(self._similarities(rows.to(self.dtype)), problem.k)
+        similarities, places = greatest(self._tiles(rows), problem.pool, problem.k)
         columns = places.div(problem.max_document_length, rounding_mode="floor")
         positions = places - columns * problem.max_document_length
         count, documents = problem.columns, None
@@ -165,13 +169,24 @@ class _Pool(NamedTuple):
             passes &= self.keep[documents * length + first.clamp(max=length - 1)]
         return first.where(passes, -1)
 
-    def _similarities(self, rows: Tensor) -> Tensor:
-        """Return ``[R, pool]``, masked tokens filled; documents are cast some at a time."""
-        found = rows.new_empty(len(rows), len(self.tokens))
-        step = len(self.tokens) if self.tokens.dtype is self.dtype else max(1, self.elements // max(1, rows.shape[1]))
-        for part in _spans(len(self.tokens), 1, step):
-            # Autocast leaves a product alone that has a place to go.
-            torch.mm(rows, self.tokens[part].to(self.dtype).T, out=found[:, part])
+    def _tiles(self, rows: Tensor) -> Iterator[Tensor]:
+        """Yield the similarities of some of the rows at a time, ``[some, pool]``, all in one piece of memory."""
+        parts = list(_spans(len(rows), len(self.tokens), self.elements, LEAST_ROWS))
+        memory = rows.new_empty(min(len(rows), parts[0].stop), len(self.tokens), dtype=self.dtype)
+        for part in parts:
+            yield self._similarities(rows[part], memory[: len(rows[part])])
+
+    def _similarities(self, rows: Tensor, found: Tensor) -> Tensor:
+        """Return ``found [R, pool]`` with the similarities, masked tokens filled."""
+        # Autocast leaves a product alone that has a place to go.
+        if rows.dtype is self.dtype:
+            torch.mm(rows, self.tokens.T, out=found)
+        elif rows.is_cuda and _WIDENS:
+            torch.mm(rows, self.tokens.T, out_dtype=self.dtype, out=found)
+        else:  # documents are cast some at a time
+            rows = rows.to(self.dtype)
+            for part in _spans(len(self.tokens), rows.shape[1], self.elements):
+                torch.mm(rows, self.tokens[part].to(self.dtype).T, out=found[:, part])
         return found if self.keep is None else found.masked_fill_(~self.keep, self.problem.fill)
 
 

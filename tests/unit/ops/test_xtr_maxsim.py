@@ -154,6 +154,14 @@ def test_dtypes(kernel: str, shape: tuple[int, ...], xtr_rule: XtrRule, k: int, 
     assert dispatch.counters()["xtr_maxsim backward", kernel] == 1
 
 
+def test_some_tiles_at_a_time(xtr_rule: XtrRule, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocked, "TILE_ELEMENTS", {"cpu": 4000})  # 25 query tokens' winners, 4 query tokens' products
+    monkeypatch.setattr(blocked, "LEAST_ROWS", 2)
+    queries, documents = some(10, 4, 6, dtype=torch.float64), some(16, 60, 6, seed=1, dtype=torch.float64)
+    keywords: dict[str, Any] = {"k": 4, "xtr_rule": xtr_rule}
+    agree(outcome(xtr_maxsim, queries, documents, **keywords), outcome(definition, queries, documents, **keywords))
+
+
 @pytest.mark.parametrize("k", [1, 11, 35])
 @pytest.mark.usefixtures("kernel")
 def test_gradcheck(shape: tuple[int, ...], xtr_rule: XtrRule, k: int) -> None:
@@ -267,7 +275,7 @@ def test_greatest_takes_what_topk_takes(seed: int) -> None:
     plain = torch.randn(4, count, generator=generator)
     several_nan = plain.where(torch.rand(4, count, generator=generator) > 0.1, math.nan)
     for rows in (plain, plain.round(), torch.zeros_like(plain), several_nan, plain.where(plain > 1, -math.inf)):
-        values, places = greatest(rows, k)
+        values, places = greatest(rows.split(3), count, k)
         assert torch.equal(places.sort(1).values, rows.topk(k, sorted=False).indices.sort(1).values)
         torch.testing.assert_close(values, rows.gather(1, places), rtol=0, atol=0, equal_nan=True)
 
