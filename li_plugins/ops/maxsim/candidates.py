@@ -51,7 +51,7 @@ def scores_and_winners(problem: Problem, want_winners: bool, together: int) -> t
         masks.apply(similarities.view(-1, candidates, length, rows.shape[1]))
         block = Block(slice(0, len(rows) * candidates), tokens.flatten(0, 1))
         values = similarities.flatten(0, 1)
-        best = block.greatest(values, out=tile.new_empty(block.count, rows.shape[1]))
+        best = block.greatest(values)
         if winners is not None:
             found = block.first_positions(values, best).view(-1, candidates, rows.shape[1])
             winners[part] = masks.passing(found).to(winners.dtype)

@@ -25,6 +25,9 @@ TILE_ELEMENTS = 2**20
 block of document tokens, of queries, and of best similarities."""
 TILE_ROWS = 512
 """Most query tokens in one tile."""
+SCORED_TOKENS, SCORED_ROWS = 2048, 1024
+"""The same without winners, for which a document's similarities need not be in memory together: document tokens in a
+tile, where there are not few query tokens (products of other numbers take longer), and most query tokens."""
 PANEL_ROWS = 2**15
 """Most query tokens that are cast and weighted at a time."""
 
@@ -63,7 +66,10 @@ class Blocked:
         for queries, within in _panels(problem) if is_cross else _runs(problem):
             rows = _in_sixteens(queries.rows)
             total = rows.shape[0]
-            for block in documents.blocks(within, dtype, TILE_ELEMENTS, max(min(total, TILE_ROWS), width), total):
+            limits = TILE_ELEMENTS, max(min(total, TILE_ROWS), width)
+            if not want_winners:
+                limits = SCORED_TOKENS * SCORED_ROWS, width
+            for block in documents.blocks(within, dtype, *limits, total):
                 found = _best(block, rows, queries.rows.shape[0], scratch, want_winners)
                 best, positions = block.settled(*found)
                 scores[block.chosen, queries.columns] = queries.summed(best)
@@ -228,19 +234,27 @@ def _best(
 
     ``[n, count]`` each.
     """
-    tokens, total = block.tokens, rows.shape[0]
-    best = tokens.new_empty(block.count, total)
-    positions = tokens.new_empty(block.count, total, dtype=torch.int64) if want_positions else None
-    most = max(1, min(TILE_ROWS, TILE_ELEMENTS // tokens.shape[0]) // 16)
+    total, height = rows.shape[0], block.tokens.shape[0]
+    if want_positions:
+        most = min(TILE_ROWS, TILE_ELEMENTS // height)
+    else:
+        height, most = SCORED_TOKENS * max(1, 128 // total), SCORED_ROWS
+    most = max(1, most // 16)
     # equal parts, in sixteens: a last one of a few columns would take as long as one of many
     step = 16 * -(-total // (16 * -(-total // (16 * most))))
-    for start in range(0, total, step):
-        part = rows[start : start + step]
-        similarities = torch.mm(tokens, part.T, out=scratch.tile(tokens.shape[0], part.shape[0]))
-        columns = block.greatest(similarities, out=best[:, start : start + step])
-        if positions is not None:
-            positions[:, start : start + step] = block.first_positions(similarities, columns)
-    return best[:, :count], None if positions is None else positions[:, :count]
+    best: list[Tensor] = []
+    positions: list[Tensor] = []
+    for part in rows.split(step):
+        # torch is eight times slower where the greatest are written to columns of more
+        greatest = part.new_full((block.count, part.shape[0]), -torch.inf)
+        for tile in block.tiles(height):
+            tokens = block.tokens[tile.tokens]
+            similarities = torch.mm(tokens, part.T, out=scratch.tile(tokens.shape[0], part.shape[0]))
+            tile.raise_to(similarities, greatest)
+        best.append(greatest)
+        if want_positions:  # of a block in one tile
+            positions.append(block.first_positions(similarities, greatest))
+    return torch.cat(best, 1)[:, :count], torch.cat(positions, 1)[:, :count] if want_positions else None
 
 
 def _weight_sums(problem: Problem) -> Tensor | None:

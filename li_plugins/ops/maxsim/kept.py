@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +51,23 @@ def documents_of(problem: Problem, want_positions: bool) -> Whole | Kept:
     return kept.masked(mask.reshape(-1), rule, problem, exists)
 
 
+class Tile(NamedTuple):
+    """Tokens of a block that follow each other, and of which of its documents they are."""
+
+    tokens: slice
+    documents: slice
+    owners: Tensor | None = None
+    """The document of each token, counted from the first of the tile; ``None``: all have as many tokens."""
+
+    def raise_to(self, values: Tensor, best: Tensor) -> None:
+        """Raise ``best [n, R]``, contiguous, of all documents to the greatest of the tokens' ``values [T, R]``."""
+        best = best[self.documents]
+        if self.owners is None:
+            torch.maximum(best, values.view(best.shape[0], -1, values.shape[1]).amax(1), out=best)
+        else:
+            best.scatter_reduce_(0, self.owners[:, None].expand_as(values), values, "amax")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
     """Some documents, or pairs, one after the other: the tokens of all, and which are whose."""
@@ -71,14 +89,30 @@ class Block:
         """``n``, how many documents there are."""
         return self.chosen.stop - self.chosen.start
 
-    def greatest(self, values: Tensor, out: Tensor) -> Tensor:
-        """Write the greatest of each document's ``values [T, R]`` to ``out [n, R]``; -inf where it has no token."""
+    def tiles(self, height: int) -> Iterator[Tile]:
+        """Yield the tokens, at most ``height`` at a time; documents of one length whole, unless they are longer."""
         if self.owners is None:
-            return torch.amax(values.view(self.count, -1, values.shape[1]), 1, out=out)
-        # torch is eight times slower where it writes to columns of more
-        found = out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
-        found.fill_(-torch.inf).scatter_reduce_(0, self.owners[:, None].expand_as(values), values, "amax")
-        return out if found is out else out.copy_(found)
+            length = self.tokens.shape[0] // self.count
+            step = max(1, height // length)
+            for document in range(0, self.count, step):
+                documents = slice(document, min(document + step, self.count))
+                last = documents.stop * length
+                for first in range(document * length, last, height):
+                    yield Tile(slice(first, min(first + height, last)), documents)
+            return
+        for first in range(0, self.tokens.shape[0], height):
+            owners = self.owners[first : first + height]
+            documents = slice(int(owners[0]), int(owners[-1]) + 1)
+            yield Tile(slice(first, first + height), documents, owners - documents.start)
+
+    def greatest(self, values: Tensor) -> Tensor:
+        """Return the greatest of each document's ``values [T, R]``, ``[n, R]``; -inf where it has no token."""
+        if self.owners is None:
+            return values.view(self.count, -1, values.shape[1]).amax(1)
+        found = values.new_full((self.count, values.shape[1]), -torch.inf)
+        for tile in self.tiles(self.tokens.shape[0]):
+            tile.raise_to(values, found)
+        return found
 
     def first_positions(self, values: Tensor, best: Tensor) -> Tensor:
         """Return where each document's best value stands first, ``[n, R]``, -1 without tokens.
@@ -99,7 +133,7 @@ class Block:
         # Counted down, so that the greatest is the first; exact as far as floating point counts.
         dtype = values.dtype if last < 2**24 else torch.float64
         countdown = is_best.to(dtype).mul_((last - positions)[:, None])
-        countdown = self.greatest(countdown.flatten(0, -2), best.new_empty(best.shape, dtype=dtype))
+        countdown = self.greatest(countdown.flatten(0, -2))
         return torch.where(countdown > 0, last - countdown, -1).long()
 
     def settled(self, best: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor | None]:

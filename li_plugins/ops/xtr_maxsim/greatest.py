@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -74,5 +74,5 @@ def _among_all(places: Tensor, chosen: Tensor, count: int) -> Tensor:
     return torch.where(beyond < 0, turn * groups + group, groups * share + beyond)
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -29,6 +29,8 @@ def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "TILE_ELEMENTS", 100)
     monkeypatch.setattr(cpu, "TILE_ROWS", 7)
+    monkeypatch.setattr(cpu, "SCORED_TOKENS", 1)
+    monkeypatch.setattr(cpu, "SCORED_ROWS", 128)
     monkeypatch.setattr(cpu, "PANEL_ROWS", 9)
     monkeypatch.setattr(gather, "ENTRIES", 12)
     monkeypatch.setattr(kept, "SCANNED", 1)

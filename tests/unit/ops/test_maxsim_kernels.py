@@ -55,6 +55,20 @@ def test_every_layout_rule_and_dtype(layout: Layout, rule: MaskRule, dtype: torc
     check_kernel(cpu.KERNEL, problem)
 
 
+@pytest.mark.parametrize("query_tokens", [16, 512])
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_documents_in_several_tiles(
+    layout: Layout, rule: MaskRule, query_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Similarities are exact: a product of a few rows rounds them in another order than one of many."""
+    nothing_is_small(monkeypatch)
+    monkeypatch.setattr(cpu, "SCORED_TOKENS", 1)
+    monkeypatch.setattr(cpu, "SCORED_ROWS", query_tokens)
+    problem = random_problem(layout, rule, coarse=True, dim=3, weights=torch.float32, mask=torch.bool)
+    check_kernel(cpu.KERNEL, problem)
+
+
 @pytest.mark.parametrize("mask", [torch.bool, torch.int64, torch.float16], ids=str)
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
