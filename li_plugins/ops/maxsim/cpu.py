@@ -242,18 +242,17 @@ def _best(
     most = max(1, most // 16)
     # equal parts, in sixteens: a last one of a few columns would take as long as one of many
     step = 16 * -(-total // (16 * -(-total // (16 * most))))
-    best: list[Tensor] = []
+    parts = rows.split(step)
+    # torch is eight times slower where the greatest are written to columns of more
+    best = [part.new_full((block.count, part.shape[0]), -torch.inf) for part in parts]
     positions: list[Tensor] = []
-    for part in rows.split(step):
-        # torch is eight times slower where the greatest are written to columns of more
-        greatest = part.new_full((block.count, part.shape[0]), -torch.inf)
-        for tile in block.tiles(height):
-            tokens = block.tokens[tile.tokens]
+    for tile in block.tiles(height):
+        tokens = block.tokens[tile.tokens]
+        for part, greatest in zip(parts, best, strict=True):
             similarities = torch.mm(tokens, part.T, out=scratch.tile(tokens.shape[0], part.shape[0]))
             tile.raise_to(similarities, greatest)
-        best.append(greatest)
-        if want_positions:  # of a block in one tile
-            positions.append(block.first_positions(similarities, greatest))
+            if want_positions:  # in the one tile there is then
+                positions.append(block.first_positions(similarities, greatest))
     return torch.cat(best, 1)[:, :count], torch.cat(positions, 1)[:, :count] if want_positions else None
 
 

@@ -52,20 +52,19 @@ def documents_of(problem: Problem, want_positions: bool) -> Whole | Kept:
 
 
 class Tile(NamedTuple):
-    """Tokens of a block that follow each other, and of which of its documents they are."""
+    """Tokens of a block that follow each other."""
 
     tokens: slice
-    documents: slice
-    owners: Tensor | None = None
-    """The document of each token, counted from the first of the tile; ``None``: all have as many tokens."""
+    owners: slice | Tensor
+    """Whose they are: the document of each, or documents of one length, counted from the first of the block."""
 
     def raise_to(self, values: Tensor, best: Tensor) -> None:
         """Raise ``best [n, R]``, contiguous, of all documents to the greatest of the tokens' ``values [T, R]``."""
-        best = best[self.documents]
-        if self.owners is None:
-            torch.maximum(best, values.view(best.shape[0], -1, values.shape[1]).amax(1), out=best)
-        else:
+        if isinstance(self.owners, Tensor):
             best.scatter_reduce_(0, self.owners[:, None].expand_as(values), values, "amax")
+        else:
+            best = best[self.owners]
+            torch.maximum(best, values.view(best.shape[0], -1, values.shape[1]).amax(1), out=best)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,9 +100,8 @@ class Block:
                     yield Tile(slice(first, min(first + height, last)), documents)
             return
         for first in range(0, self.tokens.shape[0], height):
-            owners = self.owners[first : first + height]
-            documents = slice(int(owners[0]), int(owners[-1]) + 1)
-            yield Tile(slice(first, first + height), documents, owners - documents.start)
+            tokens = slice(first, first + height)
+            yield Tile(tokens, self.owners[tokens])
 
     def greatest(self, values: Tensor) -> Tensor:
         """Return the greatest of each document's ``values [T, R]``, ``[n, R]``; -inf where it has no token."""
