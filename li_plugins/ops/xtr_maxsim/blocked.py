@@ -172,7 +172,7 @@ class _Pool(NamedTuple):
     def _tiles(self, rows: Tensor) -> Iterator[Tensor]:
         """Yield the similarities of some of the rows at a time, ``[some, pool]``, all in one piece of memory."""
         parts = list(_spans(len(rows), len(self.tokens), self.elements, LEAST_ROWS))
-        memory = rows.new_empty(min(len(rows), parts[0].stop), len(self.tokens), dtype=self.dtype)
+        memory = rows.new_empty(parts[0].stop, len(self.tokens), dtype=self.dtype)
         for part in parts:
             yield self._similarities(rows[part], memory[: len(rows[part])])
 
