@@ -68,7 +68,7 @@ class Blocked:
             total = rows.shape[0]
             limits = TILE_ELEMENTS, max(min(total, TILE_ROWS), width)
             if not want_winners:
-                limits = SCORED_TOKENS * SCORED_ROWS, width
+                limits = SCORED_TOKENS * SCORED_ROWS, max(width, 1)
             for block in documents.blocks(within, dtype, *limits, total):
                 found = _best(block, rows, queries.rows.shape[0], scratch, want_winners)
                 best, positions = block.settled(*found)
