@@ -77,7 +77,7 @@ def gradients(
 
 def _is_small(query_tokens: int, document_tokens: int, width: int, together: int = 1) -> bool:
     similarities = together * query_tokens * document_tokens
-    return 0 < similarities <= SIMILARITIES and similarities * width <= PRODUCTS
+    return similarities <= SIMILARITIES and 0 < similarities * width <= PRODUCTS
 
 
 def _padded(problem: Problem, want_winners: bool) -> Found | None:
