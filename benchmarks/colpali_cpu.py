@@ -126,7 +126,7 @@ def main() -> None:
         for side, switch in sides.items():
             switch()
             peak = peak_mib(call, "cpu")
-            p20, *_, p80 = quantiles(times[side], n=5)
+            p20, *_, p80 = quantiles(times[side], n=5, method="inclusive")
             rows.append(
                 {
                     "workload": name,

@@ -21,13 +21,16 @@ from li_plugins.ops.maxsim.problem import Layout, Problem
 from li_plugins.ops.spans import grouped
 
 TILE_ELEMENTS = 2**20
-"""Most similarities in memory at a time, as long as one query token and one document have fewer; the same holds for a
-block of document tokens, of queries, and of best similarities."""
+"""Most similarities in memory at a time where there are winners, as long as one query token and one document have fewer;
+the same holds for a block of document tokens and of best similarities."""
 TILE_ROWS = 512
 """Most query tokens in one tile."""
 SCORED_TOKENS, SCORED_ROWS = 2048, 1024
-"""The same without winners, for which a document's similarities need not be in memory together: document tokens in a
-tile, where there are not few query tokens (products of other numbers take longer), and most query tokens."""
+"""Document tokens (products of other numbers take longer) and most query tokens in a tile without winners, for which a
+document's similarities need not be in memory together. Few query tokens meet more; a block has as many numbers as a
+tile, too."""
+BLOCK_WIDTH = 128
+"""What a document token without winners counts for in a block at least."""
 PANEL_ROWS = 2**15
 """Most query tokens that are cast and weighted at a time."""
 
@@ -68,7 +71,7 @@ class Blocked:
             total = rows.shape[0]
             limits = TILE_ELEMENTS, max(min(total, TILE_ROWS), width)
             if not want_winners:
-                limits = SCORED_TOKENS * SCORED_ROWS, max(width, 1)
+                limits = SCORED_TOKENS * SCORED_ROWS, max(width, BLOCK_WIDTH)
             for block in documents.blocks(within, dtype, *limits, total):
                 found = _best(block, rows, queries.rows.shape[0], scratch, want_winners)
                 best, positions = block.settled(*found)

@@ -83,13 +83,13 @@ def _is_small(query_tokens: int, document_tokens: int, width: int, together: int
 def _padded(problem: Problem, want_winners: bool) -> Found | None:
     """Serve dense layouts: ``[A * Lq, d]`` against ``[B, Ld, d]``, or ``[A, Lq, d]`` against ``[A, K, Ld, d]``."""
     is_cross = problem.layout is Layout.CROSS
-    dtype = compute_dtype(problem.queries.dtype)
-    queries, documents, weights = problem.queries.to(dtype), problem.documents.to(dtype), problem.query_weights
-    count, length, width = queries.shape
-    *leading, tokens, _ = documents.shape
+    count, length, width = problem.queries.shape
+    *leading, tokens, _ = problem.documents.shape
     rows = count * length if is_cross else length
     if not _is_small(count * length, leading[-1] * tokens, width):
         return None
+    dtype = compute_dtype(problem.queries.dtype)
+    queries, documents, weights = problem.queries.to(dtype), problem.documents.to(dtype), problem.query_weights
     grid = documents.new_empty(*leading, tokens, rows)
     if is_cross:
         torch.mm(documents.reshape(-1, width), queries.reshape(-1, width).T, out=grid.view(-1, rows))

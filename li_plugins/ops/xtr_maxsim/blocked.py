@@ -173,20 +173,25 @@ class _Pool(NamedTuple):
         """Yield the similarities of some of the rows at a time, ``[some, pool]``, all in one piece of memory."""
         parts = list(_spans(len(rows), len(self.tokens), self.elements, LEAST_ROWS))
         memory = rows.new_empty(parts[0].stop, len(self.tokens), dtype=self.dtype)
+        casts = None
+        if rows.dtype is not self.dtype and not (rows.is_cuda and _WIDENS):
+            # Once for all tiles: what is kept of these would lie where a cast was, and the next one beyond it.
+            casts = memory.new_empty(self.tokens[: max(1, self.elements // max(1, rows.shape[1]))].shape)
         for part in parts:
-            yield self._similarities(rows[part], memory[: len(rows[part])])
+            yield self._similarities(rows[part], memory[: len(rows[part])], casts)
 
-    def _similarities(self, rows: Tensor, found: Tensor) -> Tensor:
-        """Return ``found [R, pool]`` with the similarities, masked tokens filled."""
+    def _similarities(self, rows: Tensor, found: Tensor, casts: Tensor | None) -> Tensor:
+        """Return ``found [R, pool]`` with the similarities, masked tokens filled; ``casts`` is memory for documents."""
         # Autocast leaves a product alone that has a place to go.
-        if rows.dtype is self.dtype:
-            torch.mm(rows, self.tokens.T, out=found)
-        elif rows.is_cuda and _WIDENS:
-            torch.mm(rows, self.tokens.T, out_dtype=self.dtype, out=found)
-        else:  # documents are cast some at a time
+        if casts is not None:
             rows = rows.to(self.dtype)
-            for part in _spans(len(self.tokens), rows.shape[1], self.elements):
-                torch.mm(rows, self.tokens[part].to(self.dtype).T, out=found[:, part])
+            for part in _spans(len(self.tokens), 1, len(casts)):
+                tokens = casts[: part.stop - part.start].copy_(self.tokens[part])
+                torch.mm(rows, tokens.T, out=found[:, part])
+        elif rows.dtype is self.dtype:
+            torch.mm(rows, self.tokens.T, out=found)
+        else:
+            torch.mm(rows, self.tokens.T, out_dtype=self.dtype, out=found)
         return found if self.keep is None else found.masked_fill_(~self.keep, self.problem.fill)
 
 
