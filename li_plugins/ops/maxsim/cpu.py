@@ -21,8 +21,8 @@ from li_plugins.ops.maxsim.problem import Layout, Problem
 from li_plugins.ops.spans import grouped
 
 TILE_ELEMENTS = 2**20
-"""Most similarities in memory at a time where there are winners, as long as one query token and one document have fewer;
-the same holds for a block of document tokens and of best similarities."""
+"""Most similarities in memory at a time where there are winners, as long as one query token and one document have
+fewer; the same holds for a block of document tokens and of best similarities."""
 TILE_ROWS = 512
 """Most query tokens in one tile."""
 SCORED_TOKENS, SCORED_ROWS = 2048, 1024
