@@ -191,12 +191,16 @@ def _flat(side: str, embeddings: Tensor, mask: Tensor | None) -> Flat | Decline:
     count, length, _ = embeddings.shape
     if length == 0:
         return Decline(f"{side} without tokens")
-    mask = _requests.zero_row_mask(embeddings) if mask is None else mask
+    offsets = torch.arange(count + 1, device=embeddings.device) * length
+    ragged = Ragged(embeddings.flatten(0, 1), offsets, length, length)
+    if mask is None:
+        mask = _requests.zero_row_mask(embeddings)
+        if mask.device.type == "cpu" and bool(mask.all()):  # as a list of the same texts; a GPU is not waited for
+            return Flat(ragged)
     factors = arguments.factors(f"the {side}' mask", mask, embeddings)
     if isinstance(factors, Decline) or factors is None:
         return factors or Decline(f"{side} without a mask")
-    offsets = torch.arange(count + 1, device=embeddings.device) * length
-    return Flat(Ragged(embeddings.flatten(0, 1), offsets, length, length), factors.flatten())
+    return Flat(ragged, factors.flatten())
 
 
 def _sides(

@@ -90,6 +90,15 @@ def test_one_text_is_a_batch_of_one(name: str) -> None:
         assert_parity(function, [query, [document]], torch.rand(5), wanted=BOTH_GRADS)
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_one_text_scores_to_the_bit_as_a_list_of_it(place: int) -> None:
+    """On the CPU, where a mask that keeps everything would lead to other products."""
+    text, texts = embeddings(5, 8), [embeddings(7, 8), embeddings(3, 8)]
+    both = [[text, texts], [[text], texts]] if place == 0 else [[texts, text], [texts, [text]]]
+    for mean in (similarity.maxsim, similarity.mean_maxsim):
+        assert torch.equal(mean(*both[0]), mean(*both[1]))
+
+
 @pytest.mark.parametrize("convert", [Tensor.numpy, Tensor.tolist, torch.nn.Parameter], ids=["numpy", "lists", "param"])
 @pytest.mark.parametrize("name", [CROSS, PAIRS])
 def test_what_the_library_converts_is_converted(name: str, convert: Callable[[Tensor], Any]) -> None:
