@@ -70,8 +70,8 @@ class Blocked:
             rows = _in_sixteens(queries.rows)
             total = rows.shape[0]
             limits = TILE_ELEMENTS, max(min(total, TILE_ROWS), width)
-            if not want_winners:
-                limits = SCORED_TOKENS * SCORED_ROWS, max(width, BLOCK_WIDTH)
+            if not want_winners:  # those of one query are often gathered: their blocks are copies
+                limits = SCORED_TOKENS * SCORED_ROWS if is_cross else TILE_ELEMENTS, max(width, BLOCK_WIDTH)
             for block in documents.blocks(within, dtype, *limits, total):
                 found = _best(block, rows, queries.rows.shape[0], scratch, want_winners)
                 best, positions = block.settled(*found)
