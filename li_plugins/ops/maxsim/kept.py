@@ -108,8 +108,7 @@ class Block:
         if self.owners is None:
             return values.view(self.count, -1, values.shape[1]).amax(1)
         found = values.new_full((self.count, values.shape[1]), -torch.inf)
-        for tile in self.tiles(self.tokens.shape[0]):
-            tile.raise_to(values, found)
+        Tile(slice(None), self.owners).raise_to(values, found)
         return found
 
     def first_positions(self, values: Tensor, best: Tensor) -> Tensor:

@@ -25,7 +25,6 @@ Fewer are slower: a product with few rows reads all documents for them. On a GPU
 LEAST_ROWS = 32
 """Query tokens that are taken together however many documents there are: a product with fewer reads these in vain."""
 
-
 _WIDENS = "dtype_out" in torch.ops.aten.mm.overloads()
 """Whether torch (2.8 and later) multiplies 16-bit numbers on a GPU without rounding the product to their dtype."""
 
