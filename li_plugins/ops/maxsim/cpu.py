@@ -227,7 +227,10 @@ class _Scratch:
 def _in_sixteens(rows: Tensor) -> Tensor:
     """Return ``rows [R, d]`` with zeros behind, up to a multiple of 16, unless a product of so few takes less."""
     missing = -rows.shape[0] % 16
-    return rows if missing == 0 or rows.shape[0] <= 8 else torch.nn.functional.pad(rows, (0, 0, 0, missing))
+    if missing == 0 or rows.shape[0] <= 8:
+        return rows
+    # not `pad`: up to torch 2.9 at least it refuses rows without dimensions
+    return torch.cat((rows, rows.new_zeros(missing, rows.shape[1])))
 
 
 def _best(
