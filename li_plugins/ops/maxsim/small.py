@@ -50,9 +50,11 @@ def gradients(
     The order of all sums is fixed.
     """
     queries, documents = problem.queries, problem.documents
-    if queries.device.type != "cpu" or problem.query_offsets is not None or not winners.numel():
+    if queries.device.type != "cpu" or problem.query_offsets is not None:
         return None
-    if winners.numel() * queries.shape[-1] > ELEMENTS or winners.numel() > SIMILARITIES or int(winners.amin()) < 0:
+    if not 0 < winners.numel() * queries.shape[-1] <= ELEMENTS or winners.numel() > SIMILARITIES:
+        return None
+    if int(winners.amin()) < 0:
         return None
     is_cross, dtype, weights = problem.is_cross, compute_dtype(queries.dtype), problem.query_weights
     numbers = torch.arange(documents.shape[:-2].numel()).view(*documents.shape[:-2], *((1, 1) if is_cross else (1,)))

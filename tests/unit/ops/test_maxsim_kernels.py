@@ -69,12 +69,10 @@ def test_documents_in_several_tiles(
     check_kernel(cpu.KERNEL, problem)
 
 
+@pytest.mark.parametrize("lengths", [True, False], ids=["lengths", "whole"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
-def test_embeddings_without_dimensions(layout: Layout, implementation: Any) -> None:
-    problem = random_problem(layout, dim=0)
-    expected, _ = reference.KERNEL.forward(problem, False)
-    scores, _ = implementation.forward(problem, False)
-    assert torch.equal(scores, expected)
+def test_embeddings_without_dimensions(layout: Layout, lengths: bool, implementation: Any) -> None:
+    check_kernel(implementation, random_problem(layout, dim=0, lengths=lengths))
 
 
 @pytest.mark.parametrize("mask", [torch.bool, torch.int64, torch.float16], ids=str)
