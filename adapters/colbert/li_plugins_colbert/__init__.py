@@ -11,6 +11,7 @@ from li_plugins.api import Adapter, Target, hookimpl
 _RELEASES = "0.2.21 - 0.2.22"
 _CODEC = "colbert.indexing.codecs.residual:ResidualCodec"
 _INDEXER = "colbert.indexing.collection_indexer:CollectionIndexer"
+_SAVER = "colbert.indexing.index_saver:IndexSaver"
 _CANDIDATES = "colbert.search.candidate_generation:CandidateGeneration"
 _ASSIGNED, _BINARIZED, _LOOKED_UP, _MASKED = "256766d0", "8090f622", "f23b1aad", "6a425b87"
 _RETRIEVED, _RANKED = "2e27f739", ["f5c843d3", "5f10f252"]
@@ -106,9 +107,9 @@ def li_plugins_adapters() -> list[Adapter]:
                     "e992541c",
                 ),
                 _target("colbert.indexer:Indexer.index", "indexing:index", "95ed73f0"),
-                _target(
-                    "colbert.indexing.index_saver:IndexSaver._write_chunk_to_disk", "chunks:write_chunk", "0471221b"
-                ),
+                _target(f"{_SAVER}.save_chunk", "chunks:save_chunk", "2e0c3df1"),
+                _target(f"{_SAVER}._saver_thread", "chunks:write_chunks", "9ca47671"),
+                _target(f"{_SAVER}._write_chunk_to_disk", "chunks:write_chunk", "0471221b"),
                 _target(f"{_INDEXER}._sample_embeddings", "sampling:sample_embeddings", "82e980ea"),
                 _target(f"{_INDEXER}._collect_embedding_id_offset", "collection:collect_offsets", "27fcf488"),
                 _target(f"{_INDEXER}._build_ivf", "collection:build_ivf", "b5202b82"),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from li_plugins.api import Decline
 from li_plugins_colbert import files
+from li_plugins_colbert.chunks import raise_failure
 from li_plugins_colbert.damage import METADATA, DamagedIndex, chunk_files, of_chunk, unreadable
 
 MOST_CENTROIDS = 2**31
@@ -23,6 +24,7 @@ def collect_offsets(self: Any) -> Decline | None:
     refusal = unlike_indexer(self)
     if refusal:
         return refusal
+    raise_failure(self.saver)
     passages = embeddings = 0
     self.embedding_offsets = []
     for chunk in range(self.num_chunks):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ import torch
 from colbert.infra import ColBERTConfig
 from colbert.search.index_loader import IndexLoader
 from killed_builds import FIRST
-from li_plugins_colbert.damage import DamagedIndex
+from li_plugins_colbert.damage import DamagedIndex, damage
 from test_colbert_index import ranking
 from test_colbert_rebuild import content, index_of
 
@@ -32,6 +35,27 @@ HARMS: dict[str, Callable[[Path], Any]] = {
     "empty": lambda file: os.truncate(file, 0),
     "missing": Path.unlink,
 }
+
+
+def overwritten(file: Path) -> None:
+    """Change some bytes of the largest part of a file, or a number in a list."""
+    data = bytearray(file.read_bytes())
+    if file.suffix == ".json":
+        file.write_text(re.sub(r"\d+", lambda found: str(int(found[0]) + 1), data.decode(), count=1))
+        return
+    with zipfile.ZipFile(file) as archive:
+        part = max(archive.infolist(), key=lambda part: part.file_size)
+        start = data.index(archive.read(part))
+    data[start : start + 4] = bytes(255 - byte for byte in data[start : start + 4])
+    file.write_bytes(data)
+
+
+def shorter(file: Path) -> None:
+    """Leave out the last entry of a file."""
+    if file.suffix == ".json":
+        file.write_text(json.dumps(json.loads(file.read_text())[:-1]))
+    else:
+        torch.save(torch.load(file)[:-1].clone(), file)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +102,60 @@ def test_the_file_is_named_and_the_remedy_helps(
     assert content(index_of(root), records=False) == content(whole, records=False)
     found = ranking(tiny_colbert.searcher(checkpoint, root, FIRST), k=1)
     assert [pids for pids, _ in found] == [[pid] for pid in range(0, 60, 7)]
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [(name, overwritten) for name in (*ANEW, "ivf.pid.pt", *OF_CHUNKS)] + [(name, shorter) for name in OF_CHUNKS],
+)
+def test_what_can_be_read_but_is_not_what_was_written(
+    checkpoint: Path, whole: Path, root: Path, name: str, harm: Callable[[Path], None]
+) -> None:
+    """The library searches most of these, and finds other passages."""
+    harm(index_of(root) / name)
+    with pytest.raises(DamagedIndex) as caught:
+        tiny_colbert.searcher(checkpoint, root, FIRST)
+    assert caught.value.file == str(index_of(root) / name)
+    remedy(checkpoint, root, caught.value)
+    assert content(index_of(root), records=False) == content(whole, records=False)
+    tiny_colbert.searcher(checkpoint, root, FIRST)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("doclens.0.json", '{"a": 1}', "it holds no list of lengths"),
+        ("doclens.0.json", '["a"]', "it holds no list of lengths"),
+        ("metadata.json", "{}", "it tells of None chunks"),
+        ("metadata.json", '{"num_chunks": 2, "num_embeddings": 7}', "it tells of 7 embeddings, the chunks have "),
+    ],
+)
+def test_records_that_cannot_be_right(root: Path, name: str, text: str, found: str) -> None:
+    (index_of(root) / name).write_text(text)
+    with pytest.raises(DamagedIndex, match=f"/{name}: {found}"):
+        IndexLoader(str(index_of(root)), use_gpu=False)
+
+
+def test_files_without_checksums_are_searched(root: Path) -> None:
+    """``torch.serialization.set_crc32_options(False)`` leaves zeros in their place."""
+    without = getattr(torch.serialization, "set_crc32_options", None)
+    if without is None:
+        pytest.skip("this torch always writes checksums")
+    codes = torch.load(index_of(root) / "0.codes.pt")
+    without(False)
+    try:
+        torch.save(codes, index_of(root) / "0.codes.pt")
+    finally:
+        without(True)
+    assert zipfile.ZipFile(index_of(root) / "0.codes.pt").testzip() is not None
+    IndexLoader(str(index_of(root)), use_gpu=False)
+
+
+def test_what_stays_in_its_files_is_not_read(root: Path) -> None:
+    for name in ("0.codes.pt", "centroids.pt"):
+        overwritten(index_of(root) / name)
+        found = damage(str(index_of(root)), is_loaded=True, is_mapped=True)
+        assert (found is None) == (name == "0.codes.pt")
 
 
 @pytest.mark.parametrize("harm", ["cut off", "empty"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 import killed_builds
 import pytest
 import tiny_colbert
+import torch
 from colbert import indexer
 from conftest import Library
 from killed_builds import FIRST, SECOND
@@ -166,6 +168,31 @@ def test_a_build_that_fails_leaves_the_index_and_says_what_to_do(
     assert content(index_of(root)) == content(built.first)
     killed_builds.build(built.checkpoint, root, SECOND, overwrite="resume")
     assert content(index_of(root), records=False) == content(built.second, records=False)
+
+
+@pytest.mark.timeout(60)  # in the library it never ends
+@pytest.mark.parametrize("number", [0, 8], ids=["the first", "the last"])
+def test_a_chunk_that_cannot_be_written_ends_the_build(
+    built: Built, root: Path, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(killed_builds, "CHUNK", 10)  # more of them than the library's queue takes
+    own = torch.save
+
+    def save(tensors: Any, path: str) -> None:
+        if os.path.basename(path) == f"{number}.residuals.pt":
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+        own(tensors, path)
+
+    with monkeypatch.context() as context:
+        context.setattr(torch, "save", save)
+        with pytest.raises(OSError, match=rf"No space left on device.*/{number}.residuals.pt"):
+            killed_builds.build(built.checkpoint, root, SECOND)
+    assert content(index_of(root)) == content(built.first)
+    assert built.search(root, FIRST) == built.rankings[0]
+    assert not (index_of(root).with_name("index.building") / f"{number}.metadata.json").exists()
+    killed_builds.build(built.checkpoint, root, SECOND, overwrite="resume")
+    whole = killed_builds.build(built.checkpoint, tmp_path / "whole", SECOND)
+    assert content(index_of(root), records=False) == content(whole, records=False)
 
 
 def test_the_records_are_those_of_the_library(built: Built, root: Path, library: Library) -> None:
