@@ -17,14 +17,14 @@ _ASSIGNED, _BINARIZED, _LOOKED_UP, _MASKED = "256766d0", "8090f622", "f23b1aad",
 _RETRIEVED, _RANKED = "2e27f739", ["f5c843d3", "5f10f252"]
 
 
-def _target(path: str, replacement: str, body: str | Mapping[str, str], explained: bool = True) -> Target:
+def _target(path: str, replacement: str, body: str | Mapping[str, str]) -> Target:
     """Return a target with its replacement in this package and, in the same module, what explains it."""
     module, _, name = replacement.partition(":")
     return Target(
         path,
         f"li_plugins_colbert.{replacement}",
         bodies={_RELEASES: body} if isinstance(body, str) else body,
-        explain=f"li_plugins_colbert.{module}:explain_{name}" if explained else "",
+        explain=f"li_plugins_colbert.{module}:explain_{name}",
     )
 
 
@@ -41,25 +41,21 @@ def li_plugins_adapters() -> list[Adapter]:
                     "colbert.modeling.colbert:ColBERT.try_load_torch_extensions",
                     "extensions:load_for_colbert",
                     "cc5481e9",
-                    explained=False,
                 ),
                 _target(
                     "colbert.search.strided_tensor:StridedTensor.try_load_torch_extensions",
                     "extensions:load_for_strided_tensor",
                     "b8d1c7ad",
-                    explained=False,
                 ),
                 _target(
                     "colbert.search.index_storage:IndexScorer.try_load_torch_extensions",
                     "extensions:load_for_index_scorer",
                     "a90dcfeb",
-                    explained=False,
                 ),
                 _target(
                     f"{_CODEC}.try_load_torch_extensions",
                     "extensions:load_for_residual_codec",
                     "5820841f",
-                    explained=False,
                 ),
                 _target("colbert.infra.launcher:Launcher.__init__", "launching:init", "b4fc2e52"),
                 Target(

@@ -12,6 +12,7 @@ from torch import Tensor
 from li_plugins.api import Decline
 from li_plugins.ops import arguments
 from li_plugins_colbert import candidates, graphs, residency, search, stages
+from li_plugins_colbert.extensions import explain_load_for_index_scorer
 
 STEPS = ("retrieve", "generate_candidates", "score_pids")
 """What the library's ``rank`` calls."""
@@ -48,8 +49,11 @@ def rank(
 def explain_rank(self: Any, config: Any, Q: Tensor, filter_fn: Any = None, pids: Any = None) -> object:
     """Say where the stages would run, or why colbert-ai's own code would call them."""
     refusal = unranked(self, config, Q, filter_fn, pids)
-    if refusal or not self.use_gpu:
-        return refusal or "generate_candidates and score_pids, one after the other"
+    if refusal:
+        return refusal
+    if not self.use_gpu:
+        called = explain_load_for_index_scorer(type(self), use_gpu=False)
+        return f"generate_candidates and score_pids, one after the other; {called}"
     return f"all stages at once; {residency.of(self).why}"
 
 

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from colbert.indexing.codecs.residual import ResidualCodec
 from colbert.modeling.colbert import ColBERT
 from colbert.search.index_storage import IndexScorer
+from colbert.search.strided_tensor import StridedTensor
 from conftest import Library
 from li_plugins_colbert import extensions, operations
 
@@ -97,9 +99,30 @@ def test_a_stand_in_gives_way_to_the_library_when_the_adapter_is_disabled(librar
     assert ColBERT.segmented_maxsim is not stand_in
     assert ColBERT.loaded_extensions
     li_plugins.enable("colbert", strict=True)
+    explained = li_plugins.explain(ColBERT.try_load_torch_extensions, False).answer
+    assert explained.startswith("segmented_maxsim: of the library's extension, which this process has loaded")
     ColBERT.try_load_torch_extensions(False)
     assert not isinstance(ColBERT.segmented_maxsim, extensions.StandIn), "what this process has loaded stays"
     del ColBERT.segmented_maxsim, ColBERT.loaded_extensions
+
+
+def test_what_stands_in_is_explained() -> None:
+    """By the class that looks an operation up, before and after it is there."""
+    found = {
+        owner: [li_plugins.explain(owner.try_load_torch_extensions, use_gpu).answer for use_gpu in (False, True)]
+        for owner in (ColBERT, StridedTensor, IndexScorer, ResidualCodec)
+    }
+    nothing = "nothing: none of its operations is called here"
+    ours = "of li_plugins_colbert.operations, nothing is compiled"
+    assert found == {
+        ColBERT: [f"segmented_maxsim: {ours}", nothing],
+        StridedTensor: [f"segmented_lookup: {ours}", nothing],
+        IndexScorer: [f"filter_pids, decompress_residuals: {ours}", nothing],
+        ResidualCodec: [
+            nothing,
+            "decompress_residuals, packbits: of li_plugins_colbert.codec_operations, nothing is compiled",
+        ],
+    }
 
 
 def test_nothing_is_set_where_the_library_sees_a_gpu() -> None:
