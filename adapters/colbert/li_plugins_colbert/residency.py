@@ -3,11 +3,12 @@
 The library keeps codes, residuals and the inverted file in the memory of the host. For each query and stage of a
 search it gathers there what the candidates have, padded, and copies that to the GPU, which waits. Here each part is
 copied to the GPU once, what a query reads most of for its size first, as long as it fits; what does not stays on the
-host, and of that each query copies the rows that it asks for, none padded.
+host, and of that each query copies the rows that it asks for, none padded, some documents' at a time.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
@@ -21,6 +22,8 @@ KEPT = "_li_plugins_stored"
 """Where a scorer has what was decided for its index."""
 _holders: WeakSet[Any] = WeakSet()
 """The scorers that have something."""
+TOKENS_TOGETHER = 2**21
+"""Most tokens of which a stage of a search has rows from the host on the GPU, or those of one document."""
 SPARED = 8
 """One part in so many of what is free is left to the model, to candidates and to everybody else."""
 
@@ -49,6 +52,18 @@ class Stored(NamedTuple):
     searches: Searches | None = None
     """The graphs of searches, where everything lies on a GPU."""
 
+    def runs(self, documents: Tensor, *, residuals: bool) -> list[slice]:
+        """Return which of ``documents [n]`` to take together; all at once unless their rows come from the host."""
+        if self._is_here(residuals) or not len(documents):
+            return [slice(None)]
+        lengths = self.offsets.index_select(0, documents + 1) - self.offsets.index_select(0, documents)
+        ends, runs, start = [0, *lengths.cumsum(0).tolist()], [], 0
+        while start < len(documents):
+            stop = max(start + 1, bisect_right(ends, ends[start] + TOKENS_TOGETHER) - 1)
+            runs.append(slice(start, stop))
+            start = stop
+        return runs
+
     def tokens(self, documents: Tensor, *, residuals: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return codes, residuals and offsets on the device, and where ``documents [n]`` are among them.
 
@@ -59,16 +74,18 @@ class Stored(NamedTuple):
         residuals
             Whether they are needed too.
         """
-        needed = (self.codes, self.residuals) if residuals else (self.codes,)
-        if all(part.device == self.device for part in needed):
+        if self._is_here(residuals):
             return self.codes, self.residuals, self.offsets, documents
         begins, ends = self.offsets.index_select(0, documents), self.offsets.index_select(0, documents + 1)
         lengths = ends - begins
         offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         rows, _ = rows_of(begins, lengths)
-        taken = [self.rows(part, rows) for part in needed]
+        taken = [self.rows(part, rows) for part in ((self.codes, self.residuals) if residuals else (self.codes,))]
         every = torch.arange(len(documents), device=self.device)
         return taken[0], taken[-1], offsets, every
+
+    def _is_here(self, residuals: bool) -> bool:
+        return self.codes.device == self.device and not (residuals and self.residuals.device != self.device)
 
     def rows(self, part: Tensor, rows: Tensor) -> Tensor:
         """Return rows of one of the parts on the device; of a part on the host, it waits for which they are."""

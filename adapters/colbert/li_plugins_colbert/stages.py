@@ -34,9 +34,12 @@ def left(stored: Stored, centroid_scores: Tensor, pairs: Pairs, count: int, near
     queries, passages = pairs
     if len(queries) <= count:
         return pairs  # none is left out, whatever they score
-    codes, _, offsets, documents = stored.tokens(passages, residuals=False)
-    scores = code_maxsim(centroid_scores, codes, offsets, pairs=(queries, documents), kept=near, least=MASKED)
-    chosen = best(queries, scores, count, len(centroid_scores), in_order=False)
+    scores = []
+    for run in stored.runs(passages, residuals=False):
+        codes, _, offsets, documents = stored.tokens(passages[run], residuals=False)
+        pairs_of_run = queries[run], documents
+        scores.append(code_maxsim(centroid_scores, codes, offsets, pairs=pairs_of_run, kept=near, least=MASKED))
+    chosen = best(queries, _joined(scores), count, len(centroid_scores), in_order=False)
     # those of one query are all the same
     queries = queries[: len(chosen)] if len(centroid_scores) == 1 else queries.index_select(0, chosen)
     return queries, passages.index_select(0, chosen)
@@ -55,7 +58,10 @@ def left_in_room(
 
 def scored(stored: Stored, codec: Any, queries: Tensor, pairs: Pairs, out_dtype: torch.dtype) -> Tensor:
     """Return the scores ``[P]`` of pairs of ``queries [A, Lq, dim]`` and passages by their stored embeddings."""
-    return residual_maxsim(**_request(stored, codec, queries, pairs, out_dtype))
+    runs = stored.runs(pairs[1], residuals=True)
+    return _joined(
+        [residual_maxsim(**_request(stored, codec, queries, (pairs[0][run], pairs[1][run]), out_dtype)) for run in runs]
+    )
 
 
 def explain_scored(stored: Stored, codec: Any, queries: Tensor, pairs: Pairs, out_dtype: torch.dtype) -> str:
@@ -83,6 +89,10 @@ def best(queries: Tensor, scores: Tensor, count: int, queried: int, *, in_order:
     padded.view(-1)[queries * widest + places] = scores
     found = padded.topk(min(count, widest), sorted=in_order).indices
     return (begins[:, None] + found)[found < counts[:, None]]
+
+
+def _joined(scores: list[Tensor]) -> Tensor:
+    return scores[0] if len(scores) == 1 else torch.cat(scores)
 
 
 def _request(stored: Stored, codec: Any, queries: Tensor, pairs: Pairs, out_dtype: torch.dtype) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pickle
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, NoReturn
 
 import pytest
@@ -48,6 +49,39 @@ def test_rows_of_what_stays_on_the_host(on_host: tuple[str, ...]) -> None:
         mine, theirs = slice(*begins[place : place + 2]), slice(*offsets[pid : pid + 2])
         assert torch.equal(codes[mine], parts["codes"][theirs])
         assert torch.equal(residuals[mine], parts["residuals"][theirs])
+
+
+def test_what_comes_from_the_host_comes_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = torch.randint(0, 9, (50,))
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    total = int(offsets[-1])
+    codes = torch.randint(0, 20, (total,), dtype=torch.int32)
+    residuals = torch.randint(0, 256, (total, 4), dtype=torch.uint8)
+    centroids, queries = torch.randn(20, 16), torch.randn(3, 5, 16)
+    codec = SimpleNamespace(centroids=centroids, bucket_weights=torch.randn(4), nbits=2)
+    pairs = torch.arange(3).repeat_interleave(40), torch.randint(0, 50, (120,))
+    pairs[1][::7] = int(lengths.argmax())
+    gathered: list[int] = []
+    rows = Stored.rows
+
+    def recorded(self: Stored, part: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+        gathered.append(len(asked))
+        return rows(self, part, asked)
+
+    monkeypatch.setattr(Stored, "rows", recorded)
+    monkeypatch.setattr(residency, "TOKENS_TOGETHER", 6)
+    found = []
+    # to torch the second is another device than the one that the parts are on
+    for where in (torch.device("cpu"), torch.device("cpu", 0)):
+        stored = Stored((), where, codes, residuals, offsets, Ragged(offsets, offsets), "")
+        scores = (centroids @ queries.mT).to(where)
+        left = stages.left(stored, scores, pairs, 11, scores.amax(-1) >= 0.3)
+        found.append((*left, stages.scored(stored, codec, queries, pairs, torch.float32)))
+    for here, there in zip(*found, strict=True):
+        torch.testing.assert_close(here, there)
+    assert max(gathered) == int(lengths.amax()) > 6
+    assert sum(gathered) == 3 * int(lengths[pairs[1]].sum())
+    assert len(gathered) > 100
 
 
 @pytest.mark.parametrize("queries", [1, 3])
