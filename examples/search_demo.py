@@ -83,8 +83,11 @@ def run(console: Console, collection: Collection, output: Path, rows: Path | Non
         queries=len(collection.queries),
         done={report.OFF: off, report.ON: on},
         quality={
-            report.OFF: agreement.quality(collection, off.rankings["off"]),
-            report.ON: agreement.quality(collection, on.rankings["on"]),
+            built: {side: agreement.quality(collection, rankings) for side, rankings in searched.items()}
+            for built, searched in (
+                (report.OFF, {report.OFF: off.rankings["off"], report.ON: on.rankings["off"]}),
+                (report.ON, {report.OFF: again.rankings["on"], report.ON: on.rankings["on"]}),
+            )
         },
         agreements={
             report.OFF: agreement.compare(on.rankings["off"], off.rankings["off"]),

@@ -25,12 +25,13 @@ NDCG_LIMIT = 0.02
 
 @dataclass(frozen=True)
 class Findings:
-    """Both sides' work, by side, and how far they are apart in each index, by the side that built it."""
+    """Both sides' work, by side, and what they found in each index, by the side that built it."""
 
     documents: int
     queries: int
     done: Mapping[str, Done]
-    quality: Mapping[str, tuple[float, float]]
+    quality: Mapping[str, Mapping[str, tuple[float, float]]]
+    """nDCG@10 and Recall@100 in each index, by the side that searched it."""
     agreements: Mapping[str, Agreement]
 
     def problems(self) -> list[str]:
@@ -41,7 +42,7 @@ class Findings:
             for side, agreement in self.agreements.items()
             if not agreement.same
         ]
-        apart = abs(self.quality[OFF][0] - self.quality[ON][0])
+        apart = abs(self.quality[OFF][OFF][0] - self.quality[ON][ON][0])
         if apart > NDCG_LIMIT:
             found.append(f"nDCG@10 of the two indexes differs by {apart:.3f}, more than {NDCG_LIMIT}")
         found += [f"{target} fell back to colbert-ai: {why}" for target, why in self.done[ON].declined.items()]
@@ -64,8 +65,10 @@ class Findings:
             "queries": self.queries,
             "seconds": {title: {OFF: off, ON: on} for title, (off, on) in self.stages().items()},
             "peak_bytes_of_building": {side: done.peak_bytes for side, done in self.done.items()},
-            "ndcg@10": {side: found for side, (found, _) in self.quality.items()},
-            "recall@100": {side: found for side, (_, found) in self.quality.items()},
+            **{
+                name: {built: {side: found[number] for side, found in by.items()} for built, by in self.quality.items()}
+                for number, name in enumerate(("ndcg@10", "recall@100"))
+            },
             "agreement": {
                 side: {"score_difference": found.largest_score_difference, "swap": found.largest_swap}
                 for side, found in self.agreements.items()
@@ -99,7 +102,7 @@ class Findings:
                     "side": side,
                     "seconds": f"{value:.4g}",
                     "peak_mib": "" if peak is None else f"{peak / 2**20:.0f}",
-                    "ndcg@10": f"{self.quality[side][0]:.4f}",
+                    "ndcg@10": f"{self.quality[side][side][0]:.4f}",
                     "largest_difference": f"{self.agreements[side].largest_score_difference:.1e}",
                 }
                 found.append(measured | common)
@@ -120,12 +123,14 @@ def cost(findings: Findings) -> Table:
 
 def found(findings: Findings) -> Table:
     """Return quality and agreement."""
-    table = _table("", OFF, ON)
+    table = _table("in the index that was built by", OFF, ON)
     for number, metric in enumerate(("nDCG@10", "Recall@100")):
-        table.add_row(f"{metric} of its own index", *(f"{findings.quality[side][number]:.4f}" for side in (OFF, ON)))
+        for side in (OFF, ON):
+            values = (f"{findings.quality[built][side][number]:.4f}" for built in (OFF, ON))
+            table.add_row(f"{metric}, searched by {side}", *values)
     agreements = [findings.agreements[side] for side in (OFF, ON)]
     table.add_row(
-        "largest score difference between the sides in this index",
+        "largest score difference between the sides",
         *(f"{agreement.largest_score_difference:.1e}" for agreement in agreements),
     )
     table.add_row(

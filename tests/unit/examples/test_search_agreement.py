@@ -1,12 +1,14 @@
 """When two rankings of one index are the same, and what the search demo makes of them."""
 
 import math
+import re
 
 import pytest
 from indexed_search import agreement, report
 from indexed_search.agreement import TIE, compare
 from indexed_search.worker import STAGES, Done
 from retrieval_demo.collection import Collection
+from rich.console import Console
 
 
 def test_the_same_ranking_is_the_same():
@@ -46,7 +48,7 @@ def findings(ndcg=(0.5, 0.51), same=True, declined=None):
         for side, seconds in ((report.OFF, 4.0), (report.ON, 2.0))
     }
     apart = agreement.Agreement(0.0, 0.0 if same else 1.0)
-    quality = dict(zip(done, ((value, 0.9) for value in ndcg), strict=True))
+    quality = {built: dict.fromkeys(done, (value, 0.9)) for built, value in zip(done, ndcg, strict=True)}
     return report.Findings(10, 2, done, quality, dict.fromkeys(done, apart))
 
 
@@ -60,6 +62,10 @@ def test_a_good_run_has_no_problem_and_a_row_for_each_stage_and_side(monkeypatch
     assert {row["largest_difference"] for row in rows} == {"0.0e+00"}
     assert [row["peak_mib"] for row in rows if row["stage"] == "the index, all stages"] == ["1", "1"]
     assert good.to_dict()["seconds"]["search"] == {report.OFF: 4.0, report.ON: 2.0}
+    assert good.to_dict()["ndcg@10"][report.ON] == {report.OFF: 0.51, report.ON: 0.51}
+    console = Console(width=200, record=True)
+    console.print(report.found(good))
+    assert re.search(rf"nDCG@10, searched by {re.escape(report.ON)} +0.5000 +0.5100", console.export_text())
 
 
 @pytest.mark.parametrize(
