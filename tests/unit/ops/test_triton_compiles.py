@@ -191,3 +191,33 @@ def test_kernels_compile(compiled: list[str], name: str, monkeypatch: pytest.Mon
         monkeypatch.setattr(arguments, "_is_halved", lambda sizes, device: True)
     call()
     assert expected <= set(compiled), sorted(set(compiled))
+
+
+def test_no_number_of_rows_is_compiled_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of k-means and of the codec: one compiled form serves whatever length a collection has."""
+    forms: dict[str, set[Any]] = {}
+
+    def launch(
+        launcher: Launcher, grid: Any, tensors: Any, strides: Any, sizes: Any, floats: Any, constants: Any, options: Any
+    ) -> None:
+        first = len(tensors) + len(strides)
+        for parameter in launcher._function.params[first : first + len(sizes)]:
+            assert parameter.do_not_specialize, f"{launcher._function.__name__}: {parameter.name}"
+        forms.setdefault(launcher._function.__name__, set()).add((constants, options))
+
+    monkeypatch.setattr(Launcher, "__call__", launch)
+    monkeypatch.setattr(arguments, "_card", lambda device: CARDS[90])
+    kmeans, codec = (import_module(f"li_plugins.ops.{name}.triton_kernel") for name in ("kmeans", "codec"))
+    clusters, stored = (import_module(f"li_plugins.ops.{name}.problem") for name in ("kmeans", "codec"))
+    centroids = torch.randn(70, 128).half()
+    for count in (1000, 1024, 4097, 20_000):
+        rows, codes = torch.randn(count, 128).half(), torch.zeros(count, dtype=torch.int32)
+        kmeans.ASSIGN.forward(clusters.AssignProblem(rows, centroids, True))
+        kmeans.SUMS.forward(clusters.SumsProblem(rows, codes, 70))
+        codec.BINARIZE.forward(stored.BinarizeProblem(rows, torch.randn(3), 2))
+        residuals = torch.zeros(count, 32, dtype=torch.uint8)
+        decoded = stored.DecompressProblem(codes, residuals, centroids, torch.randn(4).half(), 2, True)
+        if not needs_tuples(codec.DECOMPRESS, decoded):
+            codec.DECOMPRESS.forward(decoded)
+    assert {"nearest_group", "sum_parts", "pack_buckets"} <= set(forms)
+    assert {name: len(found) for name, found in forms.items()} == dict.fromkeys(forms, 1)
