@@ -42,8 +42,8 @@ def diff(a: Path, b: Path, queries: Path | None, top_k: int, tolerance: float, a
     Artifact by artifact in the order of a build, then what both stand for. It names the first that diverges, what that
     explains and what it does not. colbert-ai need not be installed.
 
-    The exit code is 0 when they are the same within tolerance, 1 when they differ, 2 when a file is truncated or
-    foreign.
+    The exit code is 0 when they are the same within tolerance, 1 when they differ, 2 when a file is truncated, damaged
+    or foreign.
     """
     from li_plugins.index_diff.comparison import compare
     from li_plugins.index_diff.finding import Tolerance

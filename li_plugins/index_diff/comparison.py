@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from li_plugins.index_diff import codec, counts, inverted, rankings, recorded, tokens
-from li_plugins.index_diff.capture import Capture, capture_of
+from li_plugins.index_diff.capture import Capture
 from li_plugins.index_diff.finding import Finding, Tolerance
 from li_plugins.index_diff.folder import IndexFolder
 from li_plugins.index_diff.lineage import diagnose
@@ -56,16 +56,18 @@ def compare(
     Raises
     ------
     BadInput
-        When a folder is no index, or a file in it is truncated or foreign.
+        When a folder is no index, or a file in it is truncated, damaged or foreign.
     """
     folders = IndexFolder(a), IndexFolder(b)
-    captures = capture_of(folders[0]), capture_of(folders[1])
+    on_step("captures", None)
+    captures, left_out = recorded.captures_of(*folders)
     both = (captures[0], captures[1]) if captures[0] and captures[1] else None
     comparison = _Comparison(*folders, both, tolerance or Tolerance(), on_step)
-    findings = [*comparison.artifacts()]
+    findings = [*([left_out] if left_out else ()), *comparison.artifacts()]
     if queries is not None:
         findings.append(comparison.rankings(Path(queries), top_k))
-    return Report(str(a), str(b), tuple(findings), diagnose(findings), recorded.notes(*captures))
+    notes = (recorded.UNUSED,) if left_out else recorded.notes(*captures)
+    return Report(str(a), str(b), tuple(findings), diagnose(findings), notes)
 
 
 class _Comparison:

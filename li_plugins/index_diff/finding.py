@@ -6,20 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-State = Literal["identical", "reordered", "close", "differs", "missing", "not compared"]
+State = Literal["identical", "reordered", "close", "differs", "missing", "not compared", "left out"]
 """How an artifact of two builds compares.
 
 identical: the same numbers. reordered: the same once centroids are numbered alike. close: within tolerance. differs.
 missing: in one folder only. not compared: something before it makes the comparison meaningless, and says so.
+left out: it lies in a folder and is not of its index.
 """
 
 SEVERITY: Mapping[State, int] = {
-    "identical": 0, "not compared": 0, "reordered": 1, "close": 1, "differs": 2, "missing": 2,
+    "identical": 0, "not compared": 0, "left out": 0, "reordered": 1, "close": 1, "differs": 2, "missing": 2,
 }  # fmt: skip
 
 COLOURS: Mapping[State, str] = {
     "identical": "green", "reordered": "cyan", "close": "cyan", "differs": "red", "missing": "red",
-    "not compared": "dim",
+    "not compared": "dim", "left out": "yellow",
 }  # fmt: skip
 
 

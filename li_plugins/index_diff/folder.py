@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +12,11 @@ import torch
 from torch import Tensor
 
 from li_plugins.errors import BadInput
+from li_plugins.index_diff import saved
 
 CODEC_FILES = ("centroids.pt", "buckets.pt", "avg_residual.pt")
 CHUNK_FILES = ("{}.codes.pt", "{}.residuals.pt", "doclens.{}.json", "{}.metadata.json")
 _OF_AN_INDEX = re.compile(r"(\d+\.(codes|residuals)\.pt|doclens\.\d+\.json|\d+\.metadata\.json|sample\.\d+\.pt)")
-_REMEDY = "copy the folder again, or build the index again"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -40,12 +39,13 @@ class IndexFolder:
     Raises
     ------
     BadInput
-        When the folder is no index, or a file is missing, truncated or holds something else; the error names the file.
-        Files are read, and judged, when they are asked for.
+        When the folder is no index, or a file is missing, truncated, damaged or holds something else; the error names
+        the file. Files are read, and judged, when they are asked for.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._checked: set[str] = set()
         if not self.path.is_dir():
             raise BadInput(f"{self.path} is an index folder", "no folder of this name", "pass .../indexes/NAME")
         self.names = frozenset(entry.name for entry in self.path.iterdir() if entry.is_file())
@@ -189,15 +189,21 @@ class IndexFolder:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:  # unreadable, no UTF-8, or no JSON
-            raise BadInput(f"{path} is a JSON file", str(error), f"it is truncated or foreign: {_REMEDY}") from error
+            raise BadInput(
+                f"{path} is a JSON file", str(error), f"it is truncated or foreign: {saved.REMEDY}"
+            ) from error
 
     def _load(self, name: str) -> Any:
-        return load(self._file(name))
+        path = self._file(name)
+        if name not in self._checked:
+            saved.check(path)
+            self._checked.add(name)
+        return saved.load(path)
 
     def _file(self, name: str) -> Path:
         path = self.path / name
         if not path.is_file():
-            raise BadInput(f"{path} is part of the index", "no such file", _REMEDY)
+            raise BadInput(f"{path} is part of the index", "no such file", saved.REMEDY)
         return path
 
     def _matrix(self, found: Any, name: str, dtypes: tuple[torch.dtype, ...]) -> Tensor:
@@ -207,33 +213,7 @@ class IndexFolder:
         return found
 
     def _foreign(self, name: str, asked: str, found: str) -> BadInput:
-        return BadInput(f"{self.path / name}: {asked}", found, f"it is none of this index's: {_REMEDY}")
-
-
-def load(path: Path) -> Any:
-    """Return what ``torch.save`` wrote: tensors mapped from the file, no code run.
-
-    Raises
-    ------
-    BadInput
-        When the file is truncated or foreign.
-    """
-    is_whole = zipfile.is_zipfile(path)
-    if not is_whole and _begins_as_archive(path):
-        found = f"an archive that ends early, after {path.stat().st_size:,} bytes"
-        raise BadInput(f"{path} is a file of torch.save", found, f"it is truncated: {_REMEDY}")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_whole)
-    except Exception as error:  # what foreign bytes make an unpickler raise is not bounded
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise BadInput(
-            f"{path} is a file of torch.save", f"{type(error).__name__}: {reason}", f"truncated or foreign: {_REMEDY}"
-        ) from error
-
-
-def _begins_as_archive(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"
+        return BadInput(f"{self.path / name}: {asked}", found, f"it is none of this index's: {saved.REMEDY}")
 
 
 def _kind(found: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from li_plugins.errors import BadInput
 from li_plugins.index_diff.layers import LayersReport
@@ -17,6 +18,21 @@ def save_plot(report: LayersReport, path: Path) -> None:
     ------
     BadInput
         When matplotlib is not installed, or the file cannot be written.
+    """
+    figure = draw(report)
+    try:
+        figure.savefig(path, dpi=160, format="png")
+    except OSError as error:
+        raise BadInput(f"--plot writes {path}", str(error), "name a file in a folder that is there") from error
+
+
+def draw(report: LayersReport) -> Any:
+    """Return a figure of matplotlib: the greatest and the mean drift of each layer, relative to its typical number.
+
+    Raises
+    ------
+    BadInput
+        When matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
@@ -45,10 +61,7 @@ def save_plot(report: LayersReport, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#cbd2d9")
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    try:
-        figure.savefig(path, dpi=160, format="png")
-    except OSError as error:
-        raise BadInput(f"--plot writes {path}", str(error), "name a file in a folder that is there") from error
+    return figure
 
 
 def _mean_relative(mean: float, greatest: float, relative: float) -> float:

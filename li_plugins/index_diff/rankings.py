@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from li_plugins.errors import BadInput
+from li_plugins.index_diff import saved
 from li_plugins.index_diff.finding import Finding, State, Tolerance
-from li_plugins.index_diff.folder import IndexFolder, load
+from li_plugins.index_diff.folder import IndexFolder
 from li_plugins.ops import residual_maxsim
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -47,7 +48,8 @@ def load_queries(path: Path, dim: int) -> Tensor:
         ) as error:  # no array of numpy, or of no numbers that torch has
             raise BadInput(f"{path} is an array of numpy", str(error), "write it with numpy.save") from error
     else:
-        found = load(path)
+        saved.check(path)
+        found = saved.load(path)
     if not isinstance(found, Tensor) or found.dim() != 3 or found.dtype not in _FLOATS or not found.numel():
         kind = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise BadInput(f"{path} holds floating query embeddings [Q, Lq, d]", str(kind), "stack queries of one length")

@@ -10,11 +10,31 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from li_plugins.index_diff.aligned import TOKENS, aligned, comparable
-from li_plugins.index_diff.capture import Capture
+from li_plugins.index_diff.capture import Capture, ForeignCapture, capture_of
 from li_plugins.index_diff.drift import Drift, drift
 from li_plugins.index_diff.environment import changes
 from li_plugins.index_diff.finding import Finding, Tolerance
 from li_plugins.index_diff.folder import IndexFolder
+
+UNUSED = "A capture is not of its index: environment, sample, shuffle and encoder are not compared."
+
+Captures = tuple["Capture | None", "Capture | None"]
+
+
+def captures_of(a: IndexFolder, b: IndexFolder) -> tuple[Captures, Finding | None]:
+    """Return the captures of two folders, and what is said of one that is not of its index, which is left out."""
+    found: list[Capture | None] = []
+    foreign: dict[str, str] = {}
+    for side, folder in (("A", a), ("B", b)):
+        try:
+            found.append(capture_of(folder))
+        except ForeignCapture as error:  # what the folders themselves hold can be compared without
+            found.append(None)
+            foreign[side] = str(error)
+    if not foreign:
+        return (found[0], found[1]), None
+    text = "; ".join(f"that of {side} is not used: {said}" for side, said in foreign.items())
+    return (found[0], found[1]), Finding("capture", "left out", text, {"foreign": foreign})
 
 
 def notes(a: Capture | None, b: Capture | None) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import functools
 import json
 import random
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from li_plugins.errors import BadInput
 from li_plugins.host.watch import Watcher
-from li_plugins.index_diff import capture
+from li_plugins.index_diff import capture, resumed
 from li_plugins.index_diff.capture import Capture
 from li_plugins.index_diff.environment import environment
 from li_plugins.index_diff.folder import IndexFolder
@@ -60,18 +61,24 @@ class Recording:
         return _READ[name](Path(self.injected[name])) if name in self.injected else None
 
 
+@functools.cache
+def _capture(index: Path) -> Capture:
+    """Return a capture, which is compared with its index once and not for every chunk."""
+    return Capture(index)
+
+
 def _codec(index: Path) -> tuple[Tensor, Tensor, Tensor]:
     folder = IndexFolder(index)
     return (*folder.buckets, folder.average_residual[0])
 
 
 _READ: Mapping[str, Callable[[Path], Any]] = {
-    "sampled-passages": lambda index: Capture(index).sampled_passages,
-    "sample": lambda index: Capture(index).sample,
-    "rng": lambda index: Capture(index).rng,
-    "centroids": lambda index: Capture(index).centroids,
+    "sampled-passages": lambda index: _capture(index).sampled_passages,
+    "sample": lambda index: _capture(index).sample,
+    "rng": lambda index: _capture(index).rng,
+    "centroids": lambda index: _capture(index).centroids,
     "buckets": _codec,
-    "embeddings": Capture,
+    "embeddings": _capture,
 }
 
 _WATCHER = Watcher()
@@ -138,16 +145,30 @@ class _Steps:
         self._recording, self._barrier = recording, barrier
 
     def run(self, original: Any, indexer: Any, *arguments: Any) -> Any:
-        folder = _folder(indexer)
         if indexer.rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            about = environment() | {"injected": dict(self._recording.injected)}
-            about["attention"] = getattr(indexer.checkpoint.model.config, "_attn_implementation", None)
-            (folder / capture.ENVIRONMENT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-            watch_layers(indexer.checkpoint, self._recording.texts, folder / capture.LAYERS)
+            self._begin(indexer, _folder(indexer))
         self._barrier(indexer.rank)
         return original(indexer, *arguments)
+
+    def _begin(self, indexer: Any, folder: Path) -> None:
+        """Make the capture's folder; a build that is resumed goes on with its own, if it is there."""
+        about = environment() | {"injected": dict(self._recording.injected)}
+        about["attention"] = getattr(indexer.checkpoint.model.config, "_attn_implementation", None)
+        if indexer.config.resume and resumed.is_trained(folder.parent):
+            obstacle = resumed.obstacle(folder.parent, about)
+            if not obstacle:
+                return
+            if self._recording.injected:
+                raise BadInput(
+                    f"{', '.join(self._recording.injected)} can be injected into the build of {folder.parent}",
+                    f"a build that is resumed: {obstacle}",
+                    "build it from its start",
+                )
+            _say(f"{folder.parent} is resumed and will have no capture: {obstacle}; for one build it from its start")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        (folder / capture.ENVIRONMENT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        watch_layers(indexer.checkpoint, self._recording.texts, folder / capture.LAYERS)
 
     def sample_pids(self, original: Any, indexer: Any) -> Any:
         found = original(indexer)
@@ -163,7 +184,7 @@ class _Steps:
         name = capture.SAMPLE.format(indexer.rank)
         path = Path(indexer.config.index_path_) / name
         if "sample" in self._recording.injected:
-            given = Path(self._recording.injected["sample"]) / capture.FOLDER / name
+            given = _capture(Path(self._recording.injected["sample"])).file(name)
             _like("sample", torch.load(path, weights_only=True), torch.load(given, weights_only=True))
             shutil.copyfile(given, path)
         shutil.copyfile(path, _folder(indexer) / name)
@@ -202,12 +223,22 @@ class _Steps:
     def finalize(self, original: Any, indexer: Any) -> Any:
         found = original(indexer)
         if indexer.rank == 0:
-            capture.write_manifest(_folder(indexer))
+            folder = _folder(indexer)
+            lacking = capture.lacking(folder, range(indexer.num_chunks))
+            if lacking:
+                shutil.rmtree(folder)
+                _say(f"{folder} is removed: {capture.named(lacking)} were not recorded")
+            else:
+                capture.write_manifest(folder)
         return found
 
 
 def _folder(indexer: Any) -> Path:
     return Path(indexer.config.index_path_) / capture.FOLDER
+
+
+def _say(text: str) -> None:
+    print(f"index-diff capture: {text}", file=sys.stderr)
 
 
 def _like(name: str, own: Tensor, given: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from li_plugins.errors import BadInput
-from li_plugins.index_diff.capture import CENTROIDS, EMBEDDINGS, FOLDER, Capture
+from li_plugins.index_diff.capture import CENTROIDS, EMBEDDINGS, FOLDER, Capture, save_manifest
 from li_plugins.index_diff.folder import CHUNK_FILES, IndexFolder
 from li_plugins.ops import compress
 
@@ -94,10 +94,13 @@ def replay(
 def _link(capture: Capture, given: Capture, folder: Path) -> None:
     """Point to what was captured of the build and is not made again: ties are judged on it, and it may be large."""
     folder.mkdir()
-    for path in capture.path.iterdir():
-        if path.name != CENTROIDS:
-            source = given.path if path.name.endswith(EMBEDDINGS.format("")) else capture.path
-            (folder / path.name).symlink_to((source / path.name).resolve())
+    files = {}
+    for name in (path.name for path in capture.path.iterdir() if path.name in capture.files):
+        if name != CENTROIDS:
+            source = given if name.endswith(EMBEDDINGS.format("")) else capture
+            files[name] = source.files.get(name)
+            (folder / name).symlink_to((source.path / name).resolve())
+    save_manifest(folder, files)
 
 
 def _inverted(keys: Tensor, cells: int) -> tuple[Tensor, Tensor]:

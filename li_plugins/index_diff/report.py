@@ -57,7 +57,7 @@ class Report:
         table.add_column("artifact", no_wrap=True)
         table.add_column("state", no_wrap=True)
         table.add_column("what was found", overflow="fold")
-        order = {name: place for place, name in enumerate(("files", *MADE_OF))}
+        order = {name: place for place, name in enumerate(("capture", "files", *MADE_OF))}
         for finding in sorted(self.findings, key=lambda finding: order.get(finding.artifact, len(order))):
             colour = COLOURS[finding.state]
             table.add_row(finding.artifact, f"[{colour}]{finding.state}[/]", escape(finding.text))
@@ -142,7 +142,7 @@ class Injection:
         table.add_column("artifact", no_wrap=True)
         for title in ("B as it was built", "B made again"):
             table.add_column(title, overflow="fold", ratio=1)
-        for name in (*CODEC, *self._made):
+        for name in (*(("capture",) if self.after.has("capture") else ()), *CODEC, *self._made):
             cells = []
             for report in (self.before, self.after):
                 found = report.finding(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -103,7 +104,7 @@ def encode(config, *arguments):
 
 
 if __name__ == "__main__":
-    checkpoint, root, name, drawn = sys.argv[1:]
+    checkpoint, root, name, drawn, *resumed = sys.argv[1:]
     texts = tiny_colbert.passages()
     from colbert.infra import Run, RunConfig
     from colbert.infra.launcher import Launcher
@@ -111,9 +112,9 @@ if __name__ == "__main__":
     with Run().context(RunConfig(nranks=1, root=root, experiment="tests")):
         in_child = name == "one"  # as the library does by default; what it imports takes as long as all else
         settings = tiny_colbert.config(
-            Path(checkpoint), Path(root), avoid_fork_if_possible=not in_child, index_name=name
+            Path(checkpoint), Path(root), avoid_fork_if_possible=not in_child, index_name=name, resume=bool(resumed)
         )
-        Path(settings.index_path_).mkdir(parents=True)
+        Path(settings.index_path_).mkdir(parents=True, exist_ok=bool(resumed))
         launcher = Launcher(encode)
         launch = launcher.launch if in_child else launcher.launch_without_fork
         launch(settings, texts, [[]], [], 0, drawn)
@@ -129,10 +130,10 @@ def record(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path, "LI_PLUGINS": "colbert"}
 
-    def build(name: str, drawn: int, *options: str, **variables: str) -> Path:
+    def build(name: str, drawn: int, *options: str, resumed: bool = False, **variables: str) -> Path:
         command = [sys.executable, "-m", "li_plugins", "index-diff", "capture", *options, str(script)]
         done = subprocess.run(
-            [*command, str(checkpoint), str(root), name, str(drawn)],
+            [*command, str(checkpoint), str(root), name, str(drawn), *(["resumed"] if resumed else [])],
             env={**environment, **variables},
             capture_output=True,
             text=True,
@@ -172,6 +173,27 @@ def test_what_was_recorded_is_what_the_index_was_made_of(recorded: tuple[Path, P
     replay(one, two, ["centroids", "buckets"], tmp_path / "injected")
     report = compare(one, tmp_path / "injected")
     assert [name for name, state in states(report).items() if state != "identical"] == ["rng"]
+
+
+def test_a_build_that_is_resumed_goes_on_with_its_capture(recorded: tuple[Path, Path], record: Any) -> None:
+    killed = shutil.copytree(recorded[1], recorded[1].with_name("five"))
+    for name in ("0.codes.pt", "0.metadata.json", "metadata.json", "ivf.pid.pt", "capture/manifest.json"):
+        (killed / name).unlink()  # as a build leaves it that is killed before the first chunk is written
+    assert record("five", 7, resumed=True) == killed
+    assert set(states(compare(recorded[1], killed)).values()) == {"identical"}
+
+
+def test_a_capture_that_an_index_built_anew_inherits_is_left_out(
+    recorded: tuple[Path, Path], checkpoint: Path, tmp_path: Path, texts: list[str]
+) -> None:
+    one, inherited = recorded[0], tmp_path / "tests/indexes/index"
+    shutil.copytree(one, inherited)
+    assert "sample" in states(compare(one, inherited))
+    assert tiny_colbert.build(checkpoint, tmp_path, texts[::-1]) == inherited
+    assert (inherited / "capture").is_dir()
+    found = states(compare(one, inherited))
+    assert found["capture"] == "left out"
+    assert not {"sampled passages", "sample", "rng", "embeddings"} & found.keys()
 
 
 def test_layers(recorded: tuple[Path, Path], record: Any) -> None:

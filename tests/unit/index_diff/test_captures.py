@@ -1,11 +1,10 @@
-"""Captured builds compared: sample, shuffle, encoder and its layers; and how a program's build is recorded."""
+"""Captured builds compared: sample, shuffle, encoder and its layers."""
 
 from __future__ import annotations
 
 import json
 import sys
 from dataclasses import replace
-from textwrap import dedent
 
 import pytest
 import torch
@@ -197,6 +196,19 @@ def test_a_plot_without_matplotlib_says_what_to_do(tmp_path, monkeypatch):
         save_plot(compare_layers(a, a), tmp_path / "plot.png")
 
 
+def drawn(report):
+    """Return the points of each line of the plot, and the heights of the one across."""
+    from li_plugins.index_diff.plot import draw
+
+    (axes,) = draw(report).axes
+    assert axes.get_yscale() == "log"
+    assert [label.get_text() for label in axes.get_xticklabels()] == [layer.name for layer in report.layers]
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(lines)
+    points = {name: [tuple(point) for point in line.get_xydata().tolist()] for name, line in lines.items()}
+    return {**points, "tolerance": list(lines["tolerance"].get_ydata())}
+
+
 def test_a_plot(tmp_path):
     pytest.importorskip("matplotlib")
     from li_plugins.index_diff.plot import save_plot
@@ -205,176 +217,15 @@ def test_a_plot(tmp_path):
     for other in (a, b):
         save_plot(compare_layers(str(a), str(other)), tmp_path / "plot.png")
         assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    same, drifts = (drawn(compare_layers(str(a), str(other), tolerance=0.01)) for other in (a, b))
+    assert same == {"greatest": [], "mean": [], "tolerance": [0.01, 0.01]}
+    mask = hidden()["attention_mask"].bool()
+    scale = float(hidden()["layers"]["layer 0"][mask].square().mean().sqrt())
+    # what does not drift is no point
+    assert drifts == {
+        "greatest": [(1, pytest.approx(0.5 / scale))],
+        "mean": [(1, pytest.approx(0.5 / (7 * 8) / scale))],
+        "tolerance": [0.01, 0.01],
+    }
     with pytest.raises(BadInput, match="--plot writes"):
         save_plot(compare_layers(str(a), str(b)), tmp_path / "nowhere" / "plot.png")
-
-
-# Recording, of a library that has the methods and files of colbert-ai's indexer, and little behind them
-
-INDEXER = """
-    import json, os, random
-    from types import SimpleNamespace
-
-    import torch
-    from colbert.infra.launcher import Launcher
-    from colbert.utils import distributed
-
-    class IndexSaver:
-        def __init__(self, config):
-            self.config = config
-        def save_chunk(self, chunk_idx, offset, embs, doclens):
-            torch.save(embs.sum(), os.path.join(self.config.index_path_, f"{chunk_idx}.sum.pt"))
-
-    class Model(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.bert = torch.nn.Module()
-            self.bert.embeddings = torch.nn.Embedding(9, 4)
-            self.bert.layers = torch.nn.ModuleList([torch.nn.Linear(4, 4) for _ in range(2)])
-            self.bert.forward = self.encode
-            self.linear = torch.nn.Linear(4, 3)
-            self.model = SimpleNamespace(config=SimpleNamespace(_attn_implementation="eager"))
-        def encode(self, input_ids, attention_mask=None):
-            rows = self.bert.embeddings(input_ids)
-            for layer in self.bert.layers:
-                rows = layer(rows)
-            return (rows,)
-
-    class CollectionIndexer:
-        def __init__(self, config):
-            self.config, self.rank, self.checkpoint = config, 0, Model()
-            self.saver = IndexSaver(config)
-        def run(self, shared_lists):
-            with torch.inference_mode():
-                avg = self._sample_embeddings(self._sample_pids())
-                sample, heldout = self._concatenate_and_split_sample()
-                centroids = self._train_kmeans(sample, shared_lists)
-                self.buckets = self._compute_avg_residual(centroids, heldout)
-                torch.save(centroids, os.path.join(self.config.index_path_, "used.pt"))
-                self.saver.save_chunk(0, 0, self.embs.float(), [6])
-                self.finalize()
-        def _sample_pids(self):
-            return set(random.sample(range(9), 3))
-        def _sample_embeddings(self, pids):
-            hidden = self.checkpoint.bert(torch.arange(6).view(2, 3), attention_mask=torch.ones(2, 3))[0]
-            self.embs = self.checkpoint.linear(hidden).view(6, 3)
-            torch.save(self.embs.half(), os.path.join(self.config.index_path_, "sample.0.pt"))
-        def _concatenate_and_split_sample(self):
-            path = os.path.join(self.config.index_path_, "sample.0.pt")
-            sample = torch.load(path)
-            os.remove(path)
-            sample = sample[torch.randperm(6)]
-            return sample[:5], sample[5:]
-        def _train_kmeans(self, sample, shared_lists):
-            return sample[:2].float()
-        def _compute_avg_residual(self, centroids, heldout):
-            return torch.zeros(3), torch.zeros(4), torch.tensor(0.5)
-        def finalize(self):
-            pass
-
-    def encode(config, *arguments):
-        CollectionIndexer(config).run([])
-
-    def build(folder, seed):
-        os.makedirs(folder)
-        torch.manual_seed(seed)
-        Launcher(encode).launch(SimpleNamespace(index_path_=folder))
-"""
-
-LAUNCHER = """
-    import multiprocessing
-
-    class Launcher:
-        def __init__(self, callee, run_config=None):
-            self.callee = callee
-        def launch(self, config, *arguments):
-            import os
-            if "CHILD" not in os.environ:
-                return self.callee(config, *arguments)
-            child = multiprocessing.get_context("spawn").Process(target=self.callee, args=(config, *arguments))
-            child.start()
-            child.join()
-            assert child.exitcode == 0
-"""
-
-SCRIPT = """
-    import sys
-
-    if __name__ == "__main__":
-        from colbert.indexing.collection_indexer import build
-
-        build(sys.argv[1], int(sys.argv[2]))
-"""
-
-
-@pytest.fixture
-def recorded(site):
-    """Return a function that runs ``capture`` over a program which builds an index: the process, and the folder."""
-    site.module("colbert.indexing.collection_indexer", INDEXER)
-    site.module("colbert.infra.launcher", LAUNCHER)
-    site.module("colbert.utils.distributed", "def barrier(rank):\n    pass\n")
-    script = site.path / "index.py"
-    script.write_text(dedent(SCRIPT))
-
-    def run(name, seed, *options, **environment):
-        folder = site.path / "indexes" / name
-        done = site.run("-m", "li_plugins", "index-diff", "capture", *options, str(script), str(folder), str(seed),
-                        **environment)  # fmt: skip
-        return done, folder
-
-    return run
-
-
-def test_a_build_is_recorded_and_takes_what_is_injected(recorded):
-    done, first = recorded("one", 3, "--texts", "1", CHILD="1")
-    assert done.returncode == 0, done.stderr
-    capture = first / "capture"
-    manifest = json.loads((capture / "manifest.json").read_text())["files"]
-    assert manifest.keys() == {
-        "sampled_passages.pt", "sample.0.pt", "rng.pt", "centroids.pt", "0.embeddings.pt", "layers.pt"
-    }  # fmt: skip
-    assert manifest["sample.0.pt"]["shape"] == [6, 3]
-    environment = json.loads((capture / "environment.json").read_text())
-    assert (environment["torch"], environment["attention"]) == (torch.__version__, "eager")
-    layers = torch.load(capture / "layers.pt")
-    assert list(layers["layers"]) == ["embeddings", "layer 0", "layer 1", "projection"]
-    assert layers["layers"]["layer 1"].shape == (1, 3, 4)
-    assert torch.equal(layers["input_ids"], torch.arange(3)[None])
-    # the random state is that before the shuffle
-    torch.set_rng_state(torch.load(capture / "rng.pt")["torch"])
-    shuffled = torch.load(capture / "sample.0.pt")[torch.randperm(6)]
-    assert torch.equal(torch.load(first / "used.pt"), shuffled[:2].float())
-
-    # another encoder and another shuffle, in this process; what is injected takes the place of its own
-    done, second = recorded("two", 4, f"--inject=embeddings={first}", f"--inject=centroids={first}")
-    assert done.returncode == 0, done.stderr
-    assert not torch.equal(torch.load(second / "capture/sample.0.pt"), torch.load(capture / "sample.0.pt"))
-    assert torch.equal(torch.load(second / "used.pt"), torch.load(first / "used.pt"))
-    assert torch.equal(torch.load(second / "0.sum.pt"), torch.load(capture / "0.embeddings.pt").float().sum())
-    about = json.loads((second / "capture/environment.json").read_text())
-    assert about["injected"] == {"embeddings": str(first), "centroids": str(first)}
-    _, third = recorded("three", 4, f"--inject=rng={first}", f"--inject=sample={first}")
-    assert torch.equal(torch.load(third / "used.pt"), torch.load(first / "used.pt"))
-
-    torch.save(torch.zeros(5, 3), capture / "centroids.pt")
-    done, _ = recorded("four", 3, "--inject", f"centroids={first}")
-    assert done.returncode == 1
-    assert "injected centroids have the shape of the build's own, [2, 3]; found [5, 3]" in done.stderr
-
-
-def test_what_cannot_be_recorded_is_refused_before_a_program_runs(tmp_path, capsys):
-    from li_plugins.__main__ import main
-
-    script = tmp_path / "index.py"
-    script.write_text("raise AssertionError('ran')")
-    plain = made().write(tmp_path / "plain")
-    for arguments, says in [
-        (["--inject", "codes=x", script], "inject one of sampled-passages, sample"),
-        (["--inject", "centroids", script], "is not NAME=INDEX"),
-        (["--inject", f"rng={plain}", script], "no capture"),
-        (["nowhere.py"], "there is no file 'nowhere.py'"),
-    ]:
-        with pytest.raises(SystemExit) as exit_:
-            main(["index-diff", "capture", *map(str, arguments)])
-        assert exit_.value.code == 2
-        assert says in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 import torch
@@ -249,6 +250,16 @@ def test_rankings(compared, tmp_path, suffix):
     shared = [len(set(one) & set(other)) / 5 for one, other in zip(*expected, strict=True)]
     assert figures["mean_overlap"] == pytest.approx(sum(shared) / 6)
     assert figures["least_overlap"] == pytest.approx(min(shared))
+    orders = [obvious_tau(one, other) for one, other in zip(*expected, strict=True)]
+    assert figures["mean_kendall_tau"] == pytest.approx(sum(orders) / 6)
+    assert -1 < figures["mean_kendall_tau"] < 1
+
+
+def obvious_tau(one, other):
+    """Return Kendall's tau of what is in both lists by the definition: pairs in one order less those in the other."""
+    pairs = list(combinations(set(one) & set(other), 2))
+    agree = [(one.index(x) < one.index(y)) == (other.index(x) < other.index(y)) for x, y in pairs]
+    return (sum(agree) - agree.count(False)) / len(pairs)
 
 
 def obvious_best(folder, queries, k):

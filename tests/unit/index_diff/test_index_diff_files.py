@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from written_index import CENTROIDS, DIM, centroids, made, states
+from written_index import CENTROIDS, DIM, centroids, damage, made, states
 
 from li_plugins.errors import BadInput
 from li_plugins.index_diff.comparison import compare
@@ -32,6 +32,40 @@ def test_a_truncated_file_is_named(compared, tmp_path, name):
     with pytest.raises(BadInput, match="truncated") as raised:
         compare(tmp_path / "a", tmp_path / "b")
     assert str(path) in str(raised.value)
+
+
+OF_TORCH = ["0.codes.pt", "1.residuals.pt", "centroids.pt", "buckets.pt", "ivf.pid.pt", "avg_residual.pt"]
+
+
+@pytest.mark.parametrize("name", OF_TORCH)
+def test_a_file_that_is_damaged_inside_is_named(compared, tmp_path, name):
+    compared(made(), made())
+    path = tmp_path / "b" / name
+    damage(path)
+    with pytest.raises(BadInput, match=r"another checksum of '.*/data/0' in it; it is damaged") as raised:
+        compare(tmp_path / "a", tmp_path / "b")
+    assert str(path) in str(raised.value)
+
+
+def test_a_file_whose_headers_are_damaged_is_named(compared, tmp_path):
+    compared(made(), made())
+    path = tmp_path / "b" / "centroids.pt"
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] ^= 1  # of the flags: that a file is encrypted
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=r"RuntimeError: .* it is damaged") as raised:
+        compare(tmp_path / "a", tmp_path / "b")
+    assert str(path) in str(raised.value)
+
+
+def test_files_without_checksums_are_read(compared, tmp_path):
+    if not hasattr(torch.serialization, "set_crc32_options"):
+        pytest.skip("this torch writes checksums always")
+    torch.serialization.set_crc32_options(False)
+    try:
+        assert compared(made(), made()).same
+    finally:
+        torch.serialization.set_crc32_options(True)
 
 
 MADE_IN = {
@@ -131,9 +165,12 @@ def test_queries_that_are_none(compared, tmp_path):
         ("flat.pt", torch.zeros(3, DIM), r"\[Q, Lq, d\]"),
         ("wide.pt", torch.zeros(3, 4, DIM + 1), "32 dimensions"),
         ("nowhere.pt", None, "no such file"),
+        ("damaged.pt", torch.ones(1, 4, DIM), "it is damaged"),
     ]:
         if content is not None:
             torch.save(content, tmp_path / name)
+        if name == "damaged.pt":
+            damage(tmp_path / name)
         with pytest.raises(BadInput, match=says):
             compare(index, index, queries=tmp_path / name)
     (tmp_path / "broken.npy").write_bytes(b"nothing")

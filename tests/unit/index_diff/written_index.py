@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zipfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -170,3 +172,13 @@ def nudged(rows, by=2.0**-11):
 def states(report):
     """Return the state of each artifact of a report."""
     return {finding.artifact: finding.state for finding in report.findings}
+
+
+def damage(path):
+    """Flip a bit of the first tensor that a file of torch.save holds."""
+    with zipfile.ZipFile(path) as archive:
+        header = next(entry.header_offset for entry in archive.infolist() if entry.filename.endswith("/data/0"))
+    content = bytearray(path.read_bytes())
+    name, extra = struct.unpack_from("<HH", content, header + 26)
+    content[header + 30 + name + extra] ^= 1
+    path.write_bytes(content)
