@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,9 @@ LIST: list[str] = json.loads(os.environ["DESELECT"])
 
 deselected: dict[str, int] = {}
 """How many tests each line of the list leaves out."""
+
+ragged: Counter[str] = Counter()
+"""How often an operation ran over texts without padding; to its kernels' counts they are like any other."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -33,6 +38,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = kept
 
 
+def pytest_collection_finish() -> None:
+    """Count ragged calls from here on: nothing is imported for it that the tests did not import."""
+    from li_plugins.ops import dispatch
+
+    run = dispatch.run
+
+    def counted(op: str, problem: Any, phase: dispatch.Phase, call: Any) -> Any:
+        result = run(op, problem, phase, call)
+        if getattr(problem, "query_offsets", None) is not None:
+            ragged[f"{op} backward" if phase == "backward" else op] += 1
+        return result
+
+    dispatch.run = counted
+
+
 def pytest_sessionfinish() -> None:
     """Write states, calls, declines with their reasons, the kernels' counts and how much the list left out."""
     from li_plugins.ops import dispatch
@@ -44,6 +64,7 @@ def pytest_sessionfinish() -> None:
         "calls": {row.target: row.calls for row in rows},
         "declines": {target: dict(reasons) for target, reasons in status.declines.items()},
         "kernels": {f"{label} {kernel}": count for (label, kernel), count in dispatch.counters().items()},
+        "ragged": ragged,
         "deselected": deselected,
     }
     Path(os.environ["ACCOUNTS"]).write_text(json.dumps(found, indent=2))

@@ -37,6 +37,12 @@ class Suite(NamedTuple):
     """What li-plugins did there; see ``li_plugins.testing.accounts``."""
     log: str
 
+    @property
+    def served(self) -> dict[str, int]:
+        """Return how many calls of each target were answered without the library's own code."""
+        declines = {target: sum(reasons.values()) for target, reasons in self.accounts["declines"].items()}
+        return {target: calls - declines.get(target, 0) for target, calls in self.accounts["calls"].items()}
+
     def named(self, outcome: str) -> list[str]:
         """Return the tests of one outcome."""
         return [test for test, found in self.outcomes.items() if found == outcome]

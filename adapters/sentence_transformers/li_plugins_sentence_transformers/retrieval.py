@@ -91,9 +91,13 @@ def _groups(
 def _candidates(
     queries: Any, documents: Any, queries_mask: Any, documents_mask: Any, top_k: Any, chunk_elements: Any
 ) -> Request | Decline:
-    return arguments.foreign(_xtr.xtr_scores, "xtr_scores", "sentence_transformers") or _request(
-        queries, documents, queries_mask, documents_mask, top_k, chunk_elements, document_rank=4
-    )
+    refusal = arguments.foreign(_xtr.xtr_scores, "xtr_scores", "sentence_transformers")
+    if refusal:
+        return refusal
+    documents = _convert_to_tensor(documents)  # before the queries: of two sides that fail, the library names this one
+    if documents.ndim != 4:
+        return Decline(f"documents of rank {documents.ndim}: needs candidates of each query")
+    return _request(queries, documents, queries_mask, documents_mask, top_k, chunk_elements, document_rank=4)
 
 
 def _request(

@@ -30,6 +30,7 @@ def colbert_scores(
     length_normalize: bool = False,
 ) -> torch.Tensor | Decline:
     """Score every query against every group's documents: ``[Q, Lq, d]`` and ``[D, N, Ld, d]`` to ``[Q, D * N]``."""
+    queries_embeddings = _convert_to_tensor(queries_embeddings)  # of a list the mean would count zero rows too
     launch = _groups(queries_embeddings, documents_embeddings, queries_mask, documents_mask)
     if isinstance(launch, Decline):
         return launch
@@ -59,6 +60,7 @@ def colbert_kd_scores(
     length_normalize: bool = False,
 ) -> torch.Tensor | Decline:
     """Score each query against its own candidates: ``[Q, Lq, d]`` and ``[Q, N, Ld, d]`` to ``[Q, N]``."""
+    queries_embeddings = _convert_to_tensor(queries_embeddings)  # of a list the mean would count zero rows too
     launch = _candidates(queries_embeddings, documents_embeddings, queries_mask, documents_mask)
     if isinstance(launch, Decline):
         return launch
@@ -91,6 +93,8 @@ def _groups(queries: Any, documents: Any, queries_mask: Any, documents_mask: Any
     queries, documents = _convert_to_tensor(queries), _convert_to_tensor(documents)
     if documents.ndim != 4 or 0 in documents.shape[:2] or queries.shape[:1] == (0,):
         return Decline(f"queries {tuple(queries.shape)}, documents {tuple(documents.shape)}: needs groups of documents")
+    if documents.layout is not torch.strided:
+        return Decline(f"documents of layout {documents.layout}: needs a dense tensor")
     if documents_mask is not None:
         if documents_mask.shape != documents.shape[:3]:
             return Decline(f"documents_mask of shape {tuple(documents_mask.shape)} for {tuple(documents.shape)}")
@@ -111,6 +115,8 @@ def _candidates(queries: Any, documents: Any, queries_mask: Any, documents_mask:
     queries, documents = _convert_to_tensor(queries), _convert_to_tensor(documents)
     if documents.ndim != 4 or 0 in documents.shape[:2]:
         return Decline(f"documents of shape {tuple(documents.shape)}: needs candidates of each query")
+    if documents_mask is not None and documents_mask.shape[1:2] != documents.shape[1:2]:
+        return Decline(f"documents_mask of shape {tuple(documents_mask.shape)} for {tuple(documents.shape)}")
     return _launches.padded(queries, documents, queries_mask, documents_mask, documents.device, document_rank=4)
 
 

@@ -27,7 +27,7 @@ class Kind(NamedTuple):
     @property
     def function(self) -> Callable[..., Tensor]:
         # looked up in each test: nothing is patched when this module is collected
-        return getattr(scoring if "colbert" in self.name else similarity, self.name)
+        return getattr(similarity if "maxsim" in self.name else scoring, self.name)
 
     def __repr__(self) -> str:
         return self.name

@@ -68,9 +68,15 @@ DECLINED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "no groups": ("colbert_scores", (q(2, 3, 8), q(0, 2, 3, 8))),
     "empty groups": ("colbert_scores", (q(2, 3, 8), q(2, 0, 3, 8))),
     "a mask of fewer groups": ("colbert_scores", (q(2, 3, 8), q(2, 2, 3, 8), None, q(1, 2, 3))),
+    "sparse groups": ("colbert_scores", (q(2, 3, 8), q(2, 2, 3, 8).to_sparse())),
+    "a mask of groups that is an array": ("colbert_scores", (q(2, 3, 8), q(2, 2, 3, 8), None, np.ones((2, 2, 3)))),
     "no candidates": ("colbert_kd_scores", (q(2, 3, 8), q(2, 0, 3, 8))),
     "candidates of other queries": ("colbert_kd_scores", (q(2, 3, 8), q(3, 2, 3, 8))),
     "candidates of rank 3": ("colbert_kd_scores", (q(2, 3, 8), q(2, 3, 8))),
+    "sparse candidates": ("colbert_kd_scores", (q(2, 3, 8), q(2, 2, 3, 8).to_sparse())),
+    "a mask of fewer candidates": ("colbert_kd_scores", (q(2, 3, 8), q(2, 2, 3, 8), None, q(2, 1, 3))),
+    "a mask of more candidates": ("colbert_kd_scores", (q(2, 3, 8), q(2, 2, 3, 8), None, q(2, 3, 3))),
+    "a mask of candidates that is a list": ("colbert_kd_scores", (q(2, 3, 8), q(2, 2, 3, 8), q(2, 3).tolist())),
 }
 
 

@@ -62,12 +62,13 @@ def test_what_passes_in_the_library_passes_with_the_adapter(suite: Suite) -> Non
 
 
 def test_the_scores_are_ours(suite: Suite) -> None:
-    """Every target was called, and the kernels ran in both directions."""
+    """Every target answered, and the kernels ran; their tests go back through no XTR scores."""
     assert set(suite.accounts["states"].values()) == {"patched"}
-    never = [target for target, calls in suite.accounts["calls"].items() if not calls]
-    assert not never, suite.accounts
+    unserved = [target for target, calls in suite.served.items() if calls <= 0]
+    assert not unserved, suite.accounts
     assert suite.accounts["kernels"].get("maxsim blocked", 0) > 300
-    assert suite.accounts["kernels"].get("maxsim backward blocked", 0) > 0
+    assert suite.accounts["kernels"].keys() >= {"maxsim backward blocked", "xtr_maxsim blocked"}, suite.accounts
+    assert suite.accounts["ragged"].get("maxsim", 0) > 0, suite.accounts
 
 
 def test_every_line_of_the_list_has_a_reason_and_an_effect(suite: Suite) -> None:
