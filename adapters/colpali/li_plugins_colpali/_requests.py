@@ -24,6 +24,19 @@ def named_backend() -> Decline | None:
     return Decline(f"{BACKEND_VARIABLE}={asked!r} names a backend; only 'auto' leaves the choice to li-plugins")
 
 
+def replaced(module: Any, *methods: str) -> Decline | None:
+    """Decline a loss one of whose methods is not the library's own: a subclass's, the user's, or another loss's."""
+    for name in methods:
+        # Looked up as the library does: what was compiled is then compiled anew when it is replaced.
+        method = getattr(module, name)
+        refusal = arguments.foreign(method, name, "colpali_engine")
+        if refusal:
+            return refusal
+        if getattr(method, "__self__", None) is not module:
+            return Decline(f"{name} of this {type(module).__name__} was replaced")
+    return None
+
+
 def dense(queries: Any, documents: Any, *, document_rank: int) -> Request | Decline:
     """Return what zero-padded batches ask of ``maxsim``, and with a ``tau`` of ``smooth_maxsim``.
 

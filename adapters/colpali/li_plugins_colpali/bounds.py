@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import atexit
 import os
-import sys
 from collections import deque
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-_losses: Any = sys.modules["colpali_engine.loss.late_interaction_losses"]
+from li_plugins_colpali import _requests
 
 VARIABLE = "LI_PLUGINS_COLPALI_BOUNDS"
 
@@ -35,8 +34,7 @@ def normalized(module: Any, scores: Tensor, lengths: Tensor) -> Tensor:
     The library's own waits for the device twice, to print a message where a score leaves [0, 1]; here it is once. With
     the variable set to ``later`` the message comes with a later call, or at exit, and nothing waits.
     """
-    is_own = type(module)._apply_normalization is not _losses.ColbertModule._apply_normalization
-    if is_own or not scores.is_cuda:
+    if not scores.is_cuda or _requests.replaced(module, "_apply_normalization"):
         return module._apply_normalization(scores, lengths)
     found = scores / (lengths.unsqueeze(1) if scores.ndim == 2 else lengths)
     both = found.new_empty(2)

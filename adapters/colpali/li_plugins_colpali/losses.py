@@ -80,7 +80,8 @@ def _with_negatives(
     if isinstance(refusal, Decline):
         return refusal
     own = documents[offset : offset + queries.shape[0]].unsqueeze(1)
-    positive = _scores(self, queries, own, document_rank=4)
+    # The library writes these out, where no backend sees them.
+    positive = _scores(self, queries, own, document_rank=4, dispatched=False)
     if isinstance(positive, Decline):
         return positive
     positive = positive.squeeze(1)
@@ -109,12 +110,14 @@ def _filtered(self: Any, queries: Tensor, documents: Tensor, offset: int) -> tup
     return scores, positives
 
 
-def _scores(self: Any, queries: Tensor, documents: Tensor, *, document_rank: int) -> Tensor | Decline:
+def _scores(
+    self: Any, queries: Tensor, documents: Tensor, *, document_rank: int, dispatched: bool = True
+) -> Tensor | Decline:
     """Return ``[A, B]``, or ``[A, K]`` at a ``document_rank`` of 4, by the hard or the smooth maximum."""
     request = _foreign(self) or _requests.dense(queries, documents, document_rank=document_rank)
     if isinstance(request, Decline):
         return request
-    if not self.use_smooth_max and hasattr(_losses, "maxsim_inbatch"):
+    if dispatched and not self.use_smooth_max and hasattr(_losses, "maxsim_inbatch"):
         # The library's dispatcher knows the user's backend; its kernel seam is ours.
         dispatcher = _losses.maxsim_inbatch if document_rank == 3 else _losses.maxsim_kd
         return dispatcher(queries, documents)
@@ -126,12 +129,9 @@ def _scores(self: Any, queries: Tensor, documents: Tensor, *, document_rank: int
 
 def _foreign(self: Any) -> Decline | None:
     """Decline what is no loss of the library, or takes a maximum of its own."""
-    module, own = type(self), _losses.ColbertModule
-    if not isinstance(self, own):
-        return Decline(f"{module.__name__} is no loss of colpali-engine")
-    if any(getattr(module, name) is not getattr(own, name) for name in ("_aggregate", "_smooth_max")):
-        return Decline(f"{module.__name__} has a maximum of its own")
-    return None
+    if not isinstance(self, _losses.ColbertModule):
+        return Decline(f"{type(self).__name__} is no loss of colpali-engine")
+    return _requests.replaced(self, "_aggregate", "_smooth_max")
 
 
 def _query_lengths(queries: Tensor) -> Tensor:

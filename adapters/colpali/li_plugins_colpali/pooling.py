@@ -42,8 +42,8 @@ def explain_pool_single_embedding(self: object, embedding: Tensor, pool_factor: 
 
 
 def _refusal(embedding: Tensor, pool_factor: int) -> Decline | None:
-    if not isinstance(embedding, Tensor) or embedding.ndim != 2 or len(embedding) < 2:
-        return Decline("no matrix of at least two tokens: the library raises its own error")
+    if not isinstance(embedding, Tensor) or embedding.ndim != 2 or len(embedding) < 2 or not embedding.shape[1]:
+        return Decline("no matrix of at least two tokens: the library has its own answer")
     if embedding.requires_grad:
         return Decline("embeddings require a gradient: the library raises its own error")
     if not embedding.is_floating_point():
@@ -54,9 +54,15 @@ def _refusal(embedding: Tensor, pool_factor: int) -> Decline | None:
 
 
 def _whitened(tokens: Tensor) -> np.ndarray:
-    """Return rows whose distances are those of the rows of ``tokens @ tokens.T``."""
+    """Return rows whose distances are those of the rows of ``tokens @ tokens.T``; equal tokens have equal rows."""
     # of what is not finite scipy says so, as in the library
     if tokens.shape[0] <= tokens.shape[1] or not tokens.isfinite().all():
-        return (tokens @ tokens.T).numpy()
-    eigenvalues, vectors = torch.linalg.eigh(tokens.T @ tokens)
-    return (tokens @ (vectors * eigenvalues.clamp(min=0).sqrt())).numpy()
+        rows = (tokens @ tokens.T).numpy()
+    else:
+        eigenvalues, vectors = torch.linalg.eigh(tokens.T @ tokens)
+        rows = (tokens @ (vectors * eigenvalues.clamp(min=0).sqrt())).numpy()
+    # A product may round its last rows in another way than the same rows before them.
+    values = (tokens + 0.0).numpy()  # by bytes: -0.0 is 0.0
+    keys = values.view(np.dtype((np.void, values.strides[0]))).reshape(-1)
+    _, first, places = np.unique(keys, return_index=True, return_inverse=True)
+    return rows[first[places]]

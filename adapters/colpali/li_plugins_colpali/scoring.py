@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from li_plugins.api import Decline
-from li_plugins.ops import ragged
+from li_plugins.ops import arguments, ragged
 from li_plugins.ops.arguments import Request
 from li_plugins_colpali import _requests
 
@@ -47,6 +47,8 @@ def explain_score_multi_vector(
 
 def _launches(qs: Any, ps: Any, batch_size: Any, device: Any) -> Iterator[Request | Decline]:
     refusal = _requests.named_backend()
+    if refusal is None and hasattr(_processing, "maxsim_inbatch"):
+        refusal = arguments.foreign(_processing.maxsim_inbatch, "maxsim_inbatch", "colpali_engine")
     if refusal:
         return iter([refusal])
     return ragged.requests(

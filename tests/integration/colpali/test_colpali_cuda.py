@@ -9,7 +9,7 @@ import pytest
 import torch
 from colpali_engine.compression.token_pooling import HierarchicalTokenPooler
 from colpali_engine.loss import late_interaction_losses as library
-from test_colpali_losses import LOSSES, NEGATIVE, ONE_NEGATIVE, OPTIONS, arguments, assert_same, outcome
+from test_colpali_losses import LOSSES, NEGATIVE, ONE_NEGATIVE, OPTIONS, arguments, assert_same, named, outcome
 from test_colpali_scoring import assert_same as assert_same_scores
 from test_colpali_scoring import texts
 from torch import Tensor
@@ -76,9 +76,7 @@ def test_autocast_sums_in_float32(function: Callable[..., Tensor], lowered: torc
 
 
 @pytest.mark.skipif(not LOSSES, reason="0.3.10 has other losses")
-@pytest.mark.parametrize(
-    "options", OPTIONS, ids=lambda options: " ".join(k for k, v in options.items() if v) or "plain"
-)
+@pytest.mark.parametrize("options", OPTIONS, ids=named)
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_and_gradients(name: str, options: dict[str, bool], li_plugins_counts: Any) -> None:
     if ONE_NEGATIVE and name in NEGATIVE and options["use_smooth_max"]:

@@ -80,12 +80,20 @@ def test_padded_queries_score_as_in_the_library() -> None:
 
 
 @pytest.mark.allow_fallback(reason="the user named the backend")
-@pytest.mark.parametrize("name", ["torch", "TORCH"])
-def test_the_users_backend_runs(monkeypatch: pytest.MonkeyPatch, name: str, li_plugins_counts: Any) -> None:
+@pytest.mark.parametrize("function", FUNCTIONS, ids=["inbatch", "kd"])
+def test_the_users_backend_runs(function: Callable[..., Tensor], backend_calls: Any) -> None:
+    pair = embeddings(3, 5, 16), embeddings(*documents_of(function, 3), 9, 16)
+    ours = function(*pair)
+    assert backend_calls == [(pair[0].shape, pair[1].shape)]
+    assert torch.equal(ours, call_unpatched(function, *pair))
+
+
+@pytest.mark.parametrize("name", ["auto", "AUTO"])
+def test_auto_names_no_backend(monkeypatch: pytest.MonkeyPatch, name: str, backend_calls: Any) -> None:
     monkeypatch.setenv("COLPALI_SCORES_BACKEND", name)
     pair = embeddings(3, 5, 16), embeddings(4, 9, 16)
-    assert torch.equal(maxsim.maxsim_inbatch(*pair), maxsim._torch_maxsim(*pair))
-    assert not li_plugins_counts.calls
+    torch.testing.assert_close(maxsim.maxsim_inbatch(*pair), maxsim._torch_maxsim(*pair))
+    assert not backend_calls
 
 
 @pytest.mark.allow_fallback(reason="the user named the backend")

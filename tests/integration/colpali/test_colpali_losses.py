@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,6 +27,13 @@ ONE_NEGATIVE = not hasattr(library, "ColbertSigmoidLoss")
 """Before 0.3.13 a query has one negative, of rank 3."""
 
 pytestmark = pytest.mark.skipif(not hasattr(library, "ColbertModule"), reason="0.3.10 has other losses")
+
+
+THROUGH_THE_FILTER = [options for options in OPTIONS if options["pos_aware_negative_filtering"]]
+
+
+def named(options: dict[str, Any]) -> str:
+    return " ".join(name for name, value in options.items() if value) or "plain"
 
 
 def arguments(name: str, documents: int = 4, queries: int = 4, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -52,22 +60,37 @@ def assert_same(name: str, tensors: list[Tensor], options: dict[str, Any], **key
     with li_plugins.suspended():
         theirs = outcome(getattr(library, name)(**options), tensors, **keywords)
         exact = outcome(getattr(library, name)(**options).double(), [t.double() for t in tensors], **keywords)
+    dtype = tensors[0].dtype
+    # A loss sees rounded scores, each up to 1 or the number of query tokens, divided by its temperature.
+    logits = (1 if loss.normalize_scores else tensors[0].shape[1]) / loss.temperature
     for kind, mine, his, truth in zip(("loss", *("gradient",) * 3), ours, theirs, exact, strict=False):
         assert mine.dtype == his.dtype
-        # The temperature divides rounded scores, and what is left of 1 - p has the rounding of 1.
-        magnitude = 4 / loss.temperature * max(1, truth.abs().max().item())
-        verdict = judge(mine, truth, his, magnitude=magnitude, rounding=tensors[0].dtype, name=kind)
+        size = truth.abs().max().item()
+        if kind == "loss":
+            magnitude = size + 2 * logits
+        else:
+            # What is left of 1 - p has the rounding of 1, in float32 in any softmax.
+            magnitude = 4 * size * logits + torch.finfo(torch.float32).eps / torch.finfo(dtype).eps / loss.temperature
+        verdict = judge(mine, truth, his, magnitude=magnitude, rounding=dtype, name=kind)
         assert verdict, f"{name} {options}: {verdict}"
 
 
-@pytest.mark.parametrize(
-    "options", OPTIONS, ids=lambda options: " ".join(k for k, v in options.items() if v) or "plain"
-)
+@pytest.mark.parametrize("options", OPTIONS, ids=named)
 @pytest.mark.parametrize("name", LOSSES)
 def test_values_and_gradients(name: str, options: dict[str, bool], li_plugins_counts: Any) -> None:
     if ONE_NEGATIVE and name in NEGATIVE and options["use_smooth_max"]:
         pytest.skip("the library's own, as is its loss")
     assert_same(name, arguments(name), options)
+    assert li_plugins_counts.calls
+
+
+@pytest.mark.parametrize("options", THROUGH_THE_FILTER, ids=named)
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_through_the_filter(name: str, options: dict[str, bool], li_plugins_counts: Any) -> None:
+    """At a temperature of 0.02 the softmax gives next to nothing to a negative that was lowered."""
+    if ONE_NEGATIVE and name in NEGATIVE and options["use_smooth_max"]:
+        pytest.skip("the library's own, as is its loss")
+    assert_same(name, arguments(name), {**options, "temperature": 1.0})
     assert li_plugins_counts.calls
 
 
@@ -82,7 +105,9 @@ def test_documents_of_other_ranks(name: str) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_bfloat16(name: str) -> None:
-    tensors = arguments(name, dtype=torch.bfloat16)
+    """Documents that answer their queries: the loss differs from that of equal scores by more than is rounded."""
+    tensors = [torch.nn.functional.normalize(tensor**4, dim=-1).bfloat16() for tensor in arguments(name)]
+    tensors[1][:, :5] = tensors[0]
     assert_same(name, tensors, {"temperature": 1.0})
 
 
@@ -108,6 +133,88 @@ def test_a_subclass_with_its_own_maximum_keeps_it() -> None:
     ours = Doubled(use_smooth_max=True, normalize_scores=False)(*tensors)
     with li_plugins.suspended():
         assert torch.equal(ours, Doubled(use_smooth_max=True, normalize_scores=False)(*tensors))
+
+
+@pytest.mark.allow_fallback(reason="a maximum of the user's own is not ours")
+@pytest.mark.parametrize("owner", ["loss", "class", "another loss"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_maximum_that_is_put_in_place_later_is_taken(name: str, owner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = getattr(library, name)(use_smooth_max=True, normalize_scores=False, temperature=0.1)
+    tensors, smooth_max = arguments(name), library.ColbertModule._smooth_max
+    as_it_was = outcome(loss, tensors)
+
+    def doubled(self: Any, scores: Tensor, dim: int) -> Tensor:
+        return 2 * smooth_max(self, scores, dim)
+
+    def with_another() -> list[Tensor]:
+        with monkeypatch.context() as patch:  # to patch the library again, its methods have to be its own
+            if owner == "class":
+                patch.setattr(library.ColbertModule, "_smooth_max", doubled)
+            else:
+                another = library.ColbertLoss(tau=1.0)._smooth_max
+                patch.setattr(loss, "_smooth_max", partial(doubled, loss) if owner == "loss" else another)
+            return outcome(loss, tensors)
+
+    ours = with_another()
+    with li_plugins.suspended():
+        theirs = with_another()
+    for mine, his in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, his, rtol=1e-4, atol=1e-5)
+    assert (ours[0] - as_it_was[0]).abs() > 1e-3
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_survive_fullgraph(name: str, li_plugins_counts: Any) -> None:
+    if ONE_NEGATIVE and name in NEGATIVE:
+        pytest.skip("the library's own")
+    loss, tensors = getattr(library, name)(use_smooth_max=True, normalize_scores=False), arguments(name)
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    torch.testing.assert_close(outcome(compiled, tensors), outcome(loss, tensors))
+    assert li_plugins_counts.calls
+
+
+class OnDevice(Tensor):
+    """Scores that say that they are on a CUDA device."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize("owner", ["loss", "class"])
+def test_a_normalization_that_is_put_in_place_later_is_taken(owner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from li_plugins_colpali import bounds
+
+    loss, scores, lengths = library.ColbertLoss(), torch.rand(4, 4).as_subclass(OnDevice), torch.full((4,), 2)
+    assert torch.equal(bounds.normalized(loss, scores, lengths), scores / 2)
+    if owner == "class":
+        monkeypatch.setattr(library.ColbertModule, "_apply_normalization", lambda self, scores, lengths: 3 * scores)
+    else:
+        loss._apply_normalization = lambda scores, lengths: 3 * scores
+    assert torch.equal(bounds.normalized(loss, scores, lengths), 3 * scores)
+
+
+@pytest.mark.allow_fallback(reason="the user named the backend")
+@pytest.mark.parametrize("use_smooth_max", [False, True], ids=["hard", "smooth"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_users_backend_is_given_what_the_library_gives_it(
+    name: str, use_smooth_max: bool, backend_calls: Any, li_plugins_counts: Any
+) -> None:
+    loss, tensors = getattr(library, name)(use_smooth_max=use_smooth_max), arguments(name)
+    ours, given = outcome(loss, tensors), backend_calls[:]
+    assert li_plugins_counts.declines
+    backend_calls.clear()
+    with li_plugins.suspended():
+        theirs = outcome(loss, tensors)
+    assert given == backend_calls
+    assert bool(given) is (hasattr(library, "maxsim_kd") and not use_smooth_max)
+    assert all(map(torch.equal, ours, theirs))
+
+
+@pytest.mark.skipif(not hasattr(library, "maxsim_kd"), reason="releases before 0.3.17 write it out")
+@pytest.mark.parametrize("name", NEGATIVE)
+def test_a_dispatcher_of_the_users_own_scores_negatives_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    librarys = library.maxsim_kd
+    monkeypatch.setattr(library, "maxsim_kd", lambda query, doc: librarys(query, doc) / 2)
+    assert_same(name, arguments(name), {"temperature": 1.0})
 
 
 @pytest.mark.allow_fallback(reason="what has no meaning is the library's to answer")

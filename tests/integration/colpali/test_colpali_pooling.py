@@ -54,6 +54,14 @@ def test_equal_tokens_meet() -> None:
     torch.testing.assert_close(pooled.norm(dim=-1), torch.ones(60))
 
 
+@pytest.mark.parametrize("share", [2, 5])
+@pytest.mark.parametrize("tokens", [67, 127, *range(1028, 1032)])
+def test_repeated_tokens_are_clustered_as_in_the_library(tokens: int, share: int) -> None:
+    """A matrix product may round its last rows, those beyond a multiple of 4, in another way than equal ones before."""
+    drawn = torch.nn.functional.normalize(torch.randn(tokens // share, 128), dim=-1)
+    assert_same([drawn[torch.randint(len(drawn), (tokens,))]], 3)
+
+
 def test_padded_batches_and_threads() -> None:
     pages = [page(40), page(25), page(31)]
     padded = torch.nn.utils.rnn.pad_sequence(pages, batch_first=True, padding_side="left")

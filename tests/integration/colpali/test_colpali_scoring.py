@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from colpali_engine.utils.processing_utils import BaseVisualRetrieverProcessor
+from colpali_engine.utils import processing_utils
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,7 +15,7 @@ import li_plugins
 from li_plugins.ops import ragged
 from li_plugins.testing.oracle import judge
 
-score = BaseVisualRetrieverProcessor.score_multi_vector
+score = processing_utils.BaseVisualRetrieverProcessor.score_multi_vector
 
 
 MAGNITUDE = 2
@@ -75,10 +75,19 @@ def test_pages_without_tokens_among_others() -> None:
     assert assert_same(texts([3, 2]), texts([4, 0, 2]))[:, 1].tolist() == [0, 0]
 
 
-def test_many_launches(monkeypatch: pytest.MonkeyPatch, li_plugins_counts: Any) -> None:
-    monkeypatch.setattr(ragged, "BYTES_PER_LAUNCH", {"cpu": 2000})
-    assert_same(texts([3, 6]), texts([9, 2, 40, 1, 3, 17, 5, 5, 5]), batch_size=4)
-    assert li_plugins_counts.calls
+@pytest.mark.parametrize("tokens", [1, 31, 10_000])
+def test_many_launches(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    made, launch = [], ragged.maxsim_packed
+
+    def counted(**request: Any) -> Tensor:
+        made.append(len(request["documents"]))
+        return launch(**request)
+
+    monkeypatch.setattr(ragged, "maxsim_packed", counted)
+    monkeypatch.setattr(ragged, "BYTES_PER_LAUNCH", {"cpu": tokens * 16 * 4})
+    lengths = [9, 2, 40, 1, 3, 17, 5, 5, 5]
+    assert_same(texts([3, 6]), texts(lengths), batch_size=4)
+    assert made == {1: lengths, 31: [11, 40, 31, 5], 10_000: [87]}[tokens]
 
 
 def test_gradients_flow() -> None:
@@ -147,6 +156,18 @@ def test_the_users_backend_runs(monkeypatch: pytest.MonkeyPatch, li_plugins_coun
     monkeypatch.setenv("COLPALI_SCORES_BACKEND", "torch")
     score(texts([3]), texts([4, 5]))
     assert any(target.endswith("score_multi_vector") for target in li_plugins_counts.declines)
+
+
+@pytest.mark.skipif(not hasattr(processing_utils, "maxsim_inbatch"), reason="releases before 0.3.17 write it out")
+@pytest.mark.allow_fallback(reason="the user replaced what scores a batch")
+def test_a_dispatcher_of_the_users_own_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    librarys = processing_utils.maxsim_inbatch
+    monkeypatch.setattr(processing_utils, "maxsim_inbatch", lambda query, doc: 2 * librarys(query, doc))
+    queries, passages = texts([3, 6]), texts([9, 2, 4])
+    ours = score(queries, passages)
+    with li_plugins.suspended():
+        assert torch.equal(ours, score(queries, passages))
+    assert "was replaced" in str(li_plugins.explain(score, queries, passages))
 
 
 def test_explains() -> None:
