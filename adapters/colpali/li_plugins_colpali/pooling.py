@@ -62,7 +62,7 @@ def _whitened(tokens: Tensor) -> np.ndarray:
         eigenvalues, vectors = torch.linalg.eigh(tokens.T @ tokens)
         rows = (tokens @ (vectors * eigenvalues.clamp(min=0).sqrt())).numpy()
     # A product may round its last rows in another way than the same rows before them.
-    values = (tokens + 0.0).numpy()  # by bytes: -0.0 is 0.0
+    values = (tokens + 0.0).contiguous().numpy()  # by bytes: -0.0 is 0.0
     keys = values.view(np.dtype((np.void, values.strides[0]))).reshape(-1)
     _, first, places = np.unique(keys, return_index=True, return_inverse=True)
     return rows[first[places]]

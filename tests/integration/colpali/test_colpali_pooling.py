@@ -62,6 +62,13 @@ def test_repeated_tokens_are_clustered_as_in_the_library(tokens: int, share: int
     assert_same([drawn[torch.randint(len(drawn), (tokens,))]], 3)
 
 
+@pytest.mark.parametrize("tokens", [30, 300])
+def test_pages_in_any_layout(tokens: int) -> None:
+    found = page(tokens, 32).T.contiguous().T
+    for strided in (found, found.double(), found[::2], found[:, ::2], found[:1].expand(tokens, 32)):
+        assert_same([strided], 3)
+
+
 def test_padded_batches_and_threads() -> None:
     pages = [page(40), page(25), page(31)]
     padded = torch.nn.utils.rnn.pad_sequence(pages, batch_first=True, padding_side="left")
