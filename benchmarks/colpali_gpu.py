@@ -115,7 +115,13 @@ def workloads(device: str) -> Mapping[str, Callable[[], Case]]:
     return {
         **steps,
         "ColbertNegativeCELoss 64 + 16 each, Ld 1030": lambda: step("ColbertNegativeCELoss", 64, 1030, device, 16),
+        "ColbertNegativeCELoss 256 + 16 each, Ld 1030, bfloat16": lambda: step(
+            "ColbertNegativeCELoss", 256, 1030, device, 16, dtype=torch.bfloat16
+        ),
         "ColbertPairwiseCELoss 128, Ld 1030": lambda: step("ColbertPairwiseCELoss", 128, 1030, device),
+        "ColbertPairwiseCELoss 256, Ld 1030, bfloat16": lambda: step(
+            "ColbertPairwiseCELoss", 256, 1030, device, dtype=torch.bfloat16
+        ),
         "ColbertLoss 64, Ld 1030, smooth": lambda: step("ColbertLoss", 64, 1030, device, use_smooth_max=True),
         "score_multi_vector 100 x 2000": lambda: scoring(100, 2000, torch.float32, device, device),
         "score_multi_vector 100 x 2000, bfloat16": lambda: scoring(100, 2000, torch.bfloat16, device, device),
