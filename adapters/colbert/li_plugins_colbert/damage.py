@@ -141,7 +141,7 @@ def _miscounted(folder: str) -> DamagedIndex | None:
                 return DamagedIndex(os.path.join(folder, name), found, of_chunk(chunk))
         total += wanted
     named = _read(os.path.join(folder, METADATA)).get("num_embeddings")
-    if type(named) is int and named >= total:  # the library's updater counts some twice
+    if isinstance(named, (int, float)) and named >= total:  # the library's updater counts some twice
         return None
     found = f"it tells of {named!r} embeddings, the chunks have {total}"
     return DamagedIndex(os.path.join(folder, METADATA), found, FROM_CHUNKS)

@@ -151,6 +151,19 @@ def test_files_without_checksums_are_searched(root: Path) -> None:
     IndexLoader(str(index_of(root)), use_gpu=False)
 
 
+def test_an_index_that_the_library_updated_is_searched(checkpoint: Path, root: Path) -> None:
+    """It then tells of more embeddings than there are."""
+    from colbert.index_updater import IndexUpdater
+
+    searcher = tiny_colbert.searcher(checkpoint, root, FIRST)
+    updater = IndexUpdater(tiny_colbert.config(checkpoint, root), searcher, str(checkpoint))
+    updater.remove([3, 17])
+    updater.persist_to_disk()
+    stored = IndexLoader(str(index_of(root)), use_gpu=False)
+    assert stored.num_embeddings > int(stored.doclens.sum())
+    assert [pids for pids, _ in ranking(tiny_colbert.searcher(checkpoint, root, FIRST), k=1)][1] == [7]
+
+
 def test_what_stays_in_its_files_is_not_read(root: Path) -> None:
     for name in ("0.codes.pt", "centroids.pt"):
         overwritten(index_of(root) / name)
