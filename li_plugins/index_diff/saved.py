@@ -9,30 +9,22 @@ from typing import Any
 import torch
 
 from li_plugins.errors import BadInput
+from li_plugins.ops.checksums import flaw
 
 REMEDY = "copy the folder again, or build the index again"
 
 
 def check(path: Path) -> None:
-    """Compare every byte with the checksums in the file; torch, which reads it, does not.
-
-    It costs about two thirds of reading the file. Files without checksums (of torch before 1.6, or written after
-    ``torch.serialization.set_crc32_options(False)``) pass.
+    """Compare every byte with the checksums in the file; see ``flaw``.
 
     Raises
     ------
     BadInput
         When they do not agree.
     """
-    if not zipfile.is_zipfile(path):
-        return  # what else it is, `load` says
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
-    except Exception as error:  # what damaged headers make zipfile raise is not bounded
-        raise _damaged(path, f"{type(error).__name__}: {error}") from error
-    if damaged is not None:
-        raise _damaged(path, f"another checksum of {damaged!r} in it")
+    found = flaw(path)
+    if found is not None:
+        raise BadInput(f"{path} is as torch.save wrote it", found, f"it is damaged: {REMEDY}")
 
 
 def load(path: Path) -> Any:
@@ -54,10 +46,6 @@ def load(path: Path) -> Any:
         raise BadInput(
             f"{path} is a file of torch.save", f"{type(error).__name__}: {reason}", f"truncated or foreign: {REMEDY}"
         ) from error
-
-
-def _damaged(path: Path, found: str) -> BadInput:
-    return BadInput(f"{path} is as torch.save wrote it", found, f"it is damaged: {REMEDY}")
 
 
 def _begins_as_archive(path: Path) -> bool:

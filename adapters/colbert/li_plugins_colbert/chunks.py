@@ -28,13 +28,18 @@ def write_chunk(self: Any, chunk_idx: int, offset: int, compressed_embs: Any, do
     return None
 
 
+def explain_write_chunk(self: Any, chunk_idx: int, offset: int, compressed_embs: Any, doclens: list[int]) -> object:
+    """Say how a chunk is written."""
+    return _unwritten(self) or "four files, the last one at once"
+
+
 def write_chunks(self: Any) -> Decline | None:
     """Write chunks as they come. After one that cannot be written none is, but they are taken: someone waits for it."""
     refusal = _unwritten(self)
     if refusal:
         return refusal
     for chunk in iter(self.saver_queue.get, None):
-        if failure(self) is None:
+        if _failure(self) is None:
             try:
                 self._write_chunk_to_disk(*chunk)
             except BaseException as error:
@@ -62,21 +67,15 @@ def explain_save_chunk(self: Any, chunk_idx: int, offset: int, embs: Any, doclen
     return _unwritten(self) or "to the thread that writes, unless an earlier chunk could not be written"
 
 
-def failure(saver: Any) -> BaseException | None:
-    """Return what kept a saver from writing a chunk."""
-    return getattr(saver, "li_plugins_failure", None)
-
-
 def raise_failure(saver: Any) -> None:
     """Raise what kept a saver from writing a chunk, if anything did."""
-    found = failure(saver)
+    found = _failure(saver)
     if found is not None:
         raise found
 
 
-def explain_write_chunk(self: Any, chunk_idx: int, offset: int, compressed_embs: Any, doclens: list[int]) -> object:
-    """Say how a chunk is written."""
-    return _unwritten(self) or "four files, the last one at once"
+def _failure(saver: Any) -> BaseException | None:
+    return getattr(saver, "li_plugins_failure", None)
 
 
 def _unwritten(saver: Any) -> Decline | None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from li_plugins.errors import LiPluginsError
+from li_plugins.ops.checksums import flaw
 
 METADATA, PLAN, IVF = "metadata.json", "plan.json", "ivf.pid.pt"
 CODEC = ("centroids.pt", "buckets.pt", "avg_residual.pt")
@@ -62,16 +63,9 @@ def unreadable(file: str) -> str | None:
 
 
 def altered(file: str) -> str | None:
-    """Return which part of a file of tensors has another checksum than when it was written; torch looks at none."""
-    if file.endswith(".json") or not zipfile.is_zipfile(file):  # torch 1.5 and earlier wrote no archives
-        return None
-    try:
-        with zipfile.ZipFile(file) as archive:
-            is_checked = any(part.CRC for part in archive.infolist())  # torch can be told to leave checksums out
-            part = archive.testzip() if is_checked else None
-    except Exception as error:  # what describes the parts is damaged
-        part = f"{type(error).__name__}: {error}"
-    return f"its bytes are not those that were written ({part})" if part else None
+    """Return what tells that a file of tensors is not as it was written."""
+    found = None if file.endswith(".json") else flaw(file)
+    return f"its bytes are not those that were written: {found}" if found else None
 
 
 def is_finished(folder: str) -> bool:

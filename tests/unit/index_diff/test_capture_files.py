@@ -12,7 +12,7 @@ import torch
 from written_index import captured, damage, hidden, made, states
 
 from li_plugins.errors import BadInput
-from li_plugins.index_diff.capture import Capture, ForeignCapture
+from li_plugins.index_diff.capture import CENTROIDS, Capture, ForeignCapture
 from li_plugins.index_diff.comparison import compare
 from li_plugins.index_diff.layers import compare_layers
 from li_plugins.index_diff.recorder import Recording
@@ -88,7 +88,7 @@ def test_a_capture_is_not_tied_to_paths_and_what_follows_from_codes(tmp_path):
     index = captured(made(), tmp_path / "a").rename(tmp_path / "b")
     for name in ("metadata.json", "plan.json", "0.metadata.json", "ivf.pid.pt"):
         (index / name).write_bytes(b" ")
-    Capture(index)
+    assert CENTROIDS in Capture(index).files
 
 
 def test_a_manifest_that_names_no_index(tmp_path):
