@@ -9,8 +9,9 @@ from torch.nn.functional import embedding_bag
 from li_plugins.api import Support
 from li_plugins.ops.kmeans.problem import AssignProblem, SumsProblem, accumulation
 
-TILE = {"cpu": (4096, 4096), "cuda": (8192, 4096)}
-"""Most rows and centroids whose similarities are in memory at a time, by device: 64 MiB, 128 MiB in float32."""
+TILE = {"cpu": (1024, 2048), "cuda": (8192, 4096)}
+"""Most rows and centroids whose similarities are in memory at a time, by device: 8 MiB, which a CPU's cache may hold
+until their maxima are found, and 128 MiB in float32."""
 SUMMED_ROWS = 2**17
 """Most rows that are cast and added up at a time."""
 

@@ -147,19 +147,21 @@ def test_an_encoder_of_ones_own_encodes_each_time(
         torch.testing.assert_close(ours.encode_passages(texts)[0], -first, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("tokens", [2048, 40])
 def test_passages_are_encoded_no_wider_than_they_are(
-    checkpoint: Path, tmp_path: Path, texts: list[str], library: Library, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, tmp_path: Path, texts: list[str], library: Library, monkeypatch: pytest.MonkeyPatch, tokens: int
 ) -> None:
+    monkeypatch.setattr(passages.trimmed, "TOKENS_ON_CPU", tokens)
     texts = [*texts, "", "!", "bat", texts[3] * 9]
     ours = encoder(checkpoint, tmp_path)
     ours.config.configure(index_bsize=7)
     with library():
         expected, lengths = ours.encode_passages(texts)
-    widths: list[int] = []
+    shapes: list[torch.Size] = []
     own = type(ours.checkpoint).doc
 
     def doc(self: Any, ids: torch.Tensor, *arguments: Any, **keywords: Any) -> Any:
-        widths.append(ids.shape[1])
+        shapes.append(ids.shape)
         return own(self, ids, *arguments, **keywords)
 
     monkeypatch.setattr(type(ours.checkpoint), "doc", doc)
@@ -167,8 +169,11 @@ def test_passages_are_encoded_no_wider_than_they_are(
     assert counts == lengths
     assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    widths = [width for _, width in shapes]
     assert widths == sorted(widths)
     assert widths[0] < widths[-1] / 2
+    assert all(batch == 1 or batch * width <= tokens for batch, width in shapes)
+    assert (max(batch for batch, _ in shapes) == 7) == (tokens == 2048)
 
 
 def test_one_passage_and_pooled_ones(checkpoint: Path, tmp_path: Path, texts: list[str], library: Library) -> None:
