@@ -147,11 +147,12 @@ def test_an_encoder_of_ones_own_encodes_each_time(
         torch.testing.assert_close(ours.encode_passages(texts)[0], -first, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("tokens", [2048, 40])
+@pytest.mark.parametrize("tokens", [1024, 40])
 def test_passages_are_encoded_no_wider_than_they_are(
     checkpoint: Path, tmp_path: Path, texts: list[str], library: Library, monkeypatch: pytest.MonkeyPatch, tokens: int
 ) -> None:
-    monkeypatch.setattr(passages.trimmed, "TOKENS_ON_CPU", tokens)
+    monkeypatch.setattr(passages.trimmed, "TOKENS_PER_THREAD", tokens)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     texts = [*texts, "", "!", "bat", texts[3] * 9]
     ours = encoder(checkpoint, tmp_path)
     ours.config.configure(index_bsize=7)
@@ -173,7 +174,7 @@ def test_passages_are_encoded_no_wider_than_they_are(
     assert widths == sorted(widths)
     assert widths[0] < widths[-1] / 2
     assert all(batch == 1 or batch * width <= tokens for batch, width in shapes)
-    assert (max(batch for batch, _ in shapes) == 7) == (tokens == 2048)
+    assert (max(batch for batch, _ in shapes) == 7) == (tokens == 1024)
 
 
 def test_one_passage_and_pooled_ones(checkpoint: Path, tmp_path: Path, texts: list[str], library: Library) -> None:
