@@ -67,6 +67,7 @@ def rerank(
         if isinstance(answer, Decline):
             return answer
         scores.append(answer.flatten())
+        del request  # the next is made when the memory of this one is free
     if not scores:
         return []
     results = []

@@ -162,8 +162,10 @@ def _ragged_pairs(
         return
     sizes = [query.numel() + document.numel() for query, document in zip(queries, documents, strict=True)]
     for run in arguments.runs(sizes, limit):
-        parts = [Flat(arguments.concatenated(side[run], where)) for side in (queries, documents)]
-        yield _packed(*parts, is_pairwise=True)
+        # no name holds on to them: the next are made when their memory is free
+        yield _packed(
+            *(Flat(arguments.concatenated(side[run], where)) for side in (queries, documents)), is_pairwise=True
+        )
 
 
 def _packed(queries: Flat, documents: Flat, *, is_pairwise: bool = False) -> Launch | Decline:

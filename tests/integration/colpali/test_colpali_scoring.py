@@ -13,6 +13,7 @@ from torch import Tensor
 
 import li_plugins
 from li_plugins.ops import ragged
+from li_plugins.testing.blocks import blocks_in_memory
 from li_plugins.testing.oracle import judge
 
 score = processing_utils.BaseVisualRetrieverProcessor.score_multi_vector
@@ -88,6 +89,14 @@ def test_many_launches(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
     lengths = [9, 2, 40, 1, 3, 17, 5, 5, 5]
     assert_same(texts([3, 6]), texts(lengths), batch_size=4)
     assert made == {1: lengths, 31: [11, 40, 31, 5], 10_000: [87]}[tokens]
+
+
+def test_a_launch_is_out_of_memory_before_the_next_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ragged, "BYTES_PER_LAUNCH", {"cpu": 31 * 16 * 4})
+    with blocks_in_memory() as counts:
+        score(texts([3, 6]), texts(range(1, 30)))
+    assert len(counts) > 10
+    assert max(counts) == 1, "the queries"
 
 
 def test_gradients_flow() -> None:

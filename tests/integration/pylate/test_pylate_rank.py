@@ -14,6 +14,7 @@ from torch import Tensor
 
 import li_plugins
 from li_plugins.ops import arguments, ragged
+from li_plugins.testing.blocks import blocks_in_memory
 from li_plugins.testing.oracle import judge
 from li_plugins.testing.parity import call_unpatched, outcome
 
@@ -187,6 +188,14 @@ def test_the_size_of_a_launch_changes_nothing(
     assert made == [sum(lengths[run]) for run in arguments.runs(lengths, tokens)]
     assert len(launches) == len(made), "several queries are packed"
     assert (len(made) == 1) == (tokens == 10_000)
+
+
+def test_a_launch_is_out_of_memory_before_the_next_is_made(rank: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ragged.BYTES_PER_LAUNCH, "cpu", 64 * 16 * 4)
+    with blocks_in_memory() as counts:
+        rank.rerank(*collection())
+    assert len(counts) > 10
+    assert max(counts) == 1, "queries, when documents are made"
 
 
 def test_a_gpu_takes_more_in_a_launch_than_the_cpu() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import li_plugins
 from li_plugins.ops import dispatch
+from li_plugins.testing.blocks import blocks_in_memory
 from li_plugins.testing.parity import assert_parity, call_unpatched, outcome
 
 CROSS = "maxsim"
@@ -175,6 +176,21 @@ def test_many_documents_take_several_launches(monkeypatch: pytest.MonkeyPatch) -
     assert launches(lambda: similarity.maxsim(queries, documents)) > 10
     torch.testing.assert_close(similarity.maxsim(queries, documents), expected)
     assert_parity(similarity.maxsim, [queries, documents], wanted=BOTH_GRADS)
+
+
+def test_a_launch_is_out_of_memory_before_the_next_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    from li_plugins_sentence_transformers import _lists
+
+    monkeypatch.setitem(_lists.ELEMENTS_PER_LAUNCH, "cpu", 1000)
+    documents = ragged(*range(1, 40))
+    for call in (
+        lambda: similarity.maxsim(ragged(3, 5), documents),
+        lambda: similarity.maxsim_pairwise(documents, documents),
+    ):
+        with blocks_in_memory() as counts:
+            call()
+        assert len(counts) > 10
+        assert max(counts) == 1, "the queries of a launch, when its documents are made"
 
 
 @pytest.mark.allow_fallback(reason="such a budget is the library's to keep")
